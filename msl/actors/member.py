@@ -1,0 +1,289 @@
+"""One member of a chain: what the Ray actor of a source, an NSF or a sink does, free of Ray itself.
+
+The driver calls, in this order: `listen` (all), `load` (all), `open` (sink first, source last), then at the
+source `train_epoch` and `evaluate` as often as it likes, `state` between epochs, `end`, and `close`. Within
+an epoch nothing but `status` is called: the source drives the chain in band.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import msl
+from msl.config import Config
+from msl.data import Splits
+from msl.errors import MslError, NetworkError, StageError
+from msl.net.connection import Connection
+from msl.net.fabric import DirectFabric, Endpoint, Fabric, endpoint_of
+from msl.net.frame import VERSION
+from msl.net.handshake import Doorkeeper, Hello
+from msl.net.hop import HopPlan, open_relay, open_source
+from msl.pipeline.batches import evaluation_batches, size, training_batches
+from msl.pipeline.build import build_data, build_loss, build_model, build_stage, cut_model
+from msl.pipeline.counters import Counters, StepRecord
+from msl.pipeline.fault import Fault
+from msl.pipeline.link import Inbox, Link
+from msl.pipeline.loop import NsfLoop, SinkLoop, StageLoop
+from msl.pipeline.runtime import set_threads, torch_version
+from msl.pipeline.source import SourceLoop, Tally
+from msl.pipeline.stage import Stage, StageState
+from msl.plan import Member, Plan
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a member tells when it is asked how it is."""
+
+    name: str
+    records: list[StepRecord] = field(default_factory=list)
+    step: int = 0
+    micro_batch: int = 0
+    refused: int = 0
+    fault: Fault | None = None
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Where a member really runs."""
+
+    name: str
+    pid: int
+    hostname: str
+    ray_node: str | None
+    threads: int
+
+
+class ChainMember:
+    """A source, an NSF or a sink.
+
+    Args:
+        config: the job's configuration.
+        plan: the job's plan.
+        hop: which member of the plan this is.
+        job: identifier of the run, known to its members only.
+        address: address of this host at which the previous hop connects.
+        make_fabric: makes the fabric from (address, next hop); the direct one by default.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        plan: Plan,
+        hop: int,
+        job: str,
+        address: str,
+        make_fabric: Callable[[str, Endpoint | None], Fabric] | None = None,
+    ) -> None:
+        self._config = config
+        self._plan = plan
+        self._me: Member = plan.members[hop]
+        self._address = address
+        self._make_fabric = make_fabric or (
+            lambda at, next_hop: DirectFabric(at, next_hop, config.timeouts.connect_s)
+        )
+        set_threads(self._me.threads)
+        data = build_data(config)
+        self._train_samples = size(data.train)
+        self._data: Splits | None = data if self._me.place.role == "source" else None
+        self._stage = self._build_stage(data)
+        self._hop_plan = self._make_hop_plan(job)
+        self._counters = Counters()
+        self._door: Doorkeeper | None = None
+        self._loop: StageLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._fault: Fault | None = None
+        self._finished = threading.Event()
+        self._closing = False
+
+    def identify(self, ray_node: str | None = None) -> Identity:
+        """Where this member runs."""
+        return Identity(self._me.place.name, os.getpid(), socket.gethostname(), ray_node, self._me.threads)
+
+    def listen(self) -> Endpoint | None:
+        """Listen for the previous hop; returns where. The source listens nowhere."""
+        if self._me.place.role == "source":
+            return None
+        listener = self._make_fabric(self._address, None).listen()
+        endpoint = endpoint_of(listener)
+        previous = self._plan.members[self._me.place.hop - 1].place
+        peer = f"{previous.name} on host {previous.host}"
+        self._door = Doorkeeper(listener, self._hop_plan.hello, peer, self._hop_plan.max_body)
+        return endpoint
+
+    def load(self, state: StageState) -> None:
+        """Take over this stage's part of the job's state."""
+        if self._stage is not None:
+            self._stage.load(state)
+
+    def open(self, next_hop: Endpoint | None) -> list[dict[str, Any]]:
+        """Open the chain onward.
+
+        An NSF or the sink returns at once, waits for the previous hop in the background and then runs until the
+        chain ends. The source blocks until the sink has welcomed it.
+
+        Returns:
+            At the source: the path that was opened, hop by hop. Else an empty list.
+        """
+        fabric = self._make_fabric(self._address, next_hop)
+        if self._me.place.role != "source":
+            self._thread = threading.Thread(target=self._relay, args=(fabric,), name="msl-compute", daemon=True)
+            self._thread.start()
+            return []
+        inbox: Inbox = Inbox()
+        connection, path = open_source(fabric, self._hop_plan)
+        self._loop = SourceLoop(
+            self._stage,
+            self._me.place.name,
+            self._me.place.host,
+            inbox,
+            self._link(connection, "next", inbox),
+            self._plan.in_flight,
+            self._config.timeouts.step_s,
+            self._counters,
+        )
+        return path
+
+    def train_epoch(self, epoch: int, first_step: int) -> Tally:
+        """Source: train one epoch over the chain.
+
+        Raises:
+            StageError: the chain broke; the message says where.
+        """
+        assert self._data is not None
+        train = self._config.train
+        batches = training_batches(
+            self._data.train, train.batch_size, train.micro_batch, self._config.seed, epoch
+        )
+        return self._drive(lambda loop: loop.train_epoch(batches, first_step))
+
+    def evaluate(self, step: int) -> Tally:
+        """Source: loss and accuracy on the test set; raises as `train_epoch` does."""
+        assert self._data is not None
+        batches = evaluation_batches(
+            self._data.test, self._config.train.eval_batch or self._config.train.batch_size
+        )
+        return self._drive(lambda loop: loop.evaluate(batches, step))
+
+    def end(self) -> None:
+        """Source: end the chain in order; raises as `train_epoch` does."""
+        self._drive(lambda loop: loop.end())
+        self._finished.set()
+
+    def state(self) -> StageState | None:
+        """What this stage has learnt so far; only between epochs. None for a member without a stage."""
+        return self._stage.state() if self._stage is not None else None
+
+    def status(self) -> Report:
+        """Step records since the last call, position, and fault if there is one."""
+        return Report(
+            self._me.place.name,
+            self._counters.drain(),
+            self._counters.step,
+            self._counters.micro_batch,
+            self._door.refused if self._door else 0,
+            self._fault,
+        )
+
+    def wait(self, timeout_s: float) -> Fault | None:
+        """Wait until this member's part of the chain has ended, at most `timeout_s`; returns its fault if any."""
+        self._finished.wait(timeout_s)
+        return self._fault
+
+    def close(self) -> None:
+        """Close everything that is still open."""
+        self._closing = True
+        if self._door is not None:
+            self._door.close()
+        if self._loop is not None:
+            self._loop.close()
+        if self._thread is not None:
+            self._thread.join(timeout=self._config.timeouts.stop_s)
+
+    def _build_stage(self, data: Splits) -> Stage | None:
+        index = self._me.place.stage
+        if index is None:
+            return None
+        modules = cut_model(self._config, build_model(self._config), self._plan.cut, data)
+        return build_stage(self._config, modules[index], self._train_samples)
+
+    def _make_hop_plan(self, job: str) -> HopPlan:
+        place = self._me.place
+        schema = hashlib.sha256(
+            f"{self._plan.schema} {VERSION} {msl.__version__} {torch_version()}".encode()
+        ).hexdigest()
+        following = (
+            None if place.role == "sink" else self._plan.members[place.hop + 1].place
+        )
+        return HopPlan(
+            Hello(job, place.hop, schema, self._plan.in_flight),
+            place.name,
+            place.host,
+            f"{following.name} on host {following.host}" if following else None,
+            self._config.max_frame_mb * 2**20,
+            self._config.timeouts.connect_s,
+            self._config.timeouts.silence_s,
+        )
+
+    def _link(self, connection: Connection, side: Any, inbox: Inbox) -> Link:
+        link = Link(connection, side, inbox, self._plan.in_flight, self._config.timeouts.silence_s)
+        link.start()
+        return link
+
+    def _relay(self, fabric: Fabric) -> None:
+        """The compute thread of an NSF or the sink."""
+        assert self._door is not None
+        try:
+            previous, following = open_relay(fabric, self._hop_plan, self._door)
+        except MslError as error:
+            place = self._me.place
+            self._fault = Fault(type(error).__name__, place.name, place.host, 0, 0, str(error))
+            self._finished.set()
+            return
+        loop = self._make_loop(previous, following)
+        self._loop = loop
+        loop.refused = lambda: self._door.refused if self._door else 0
+        try:
+            loop.run()
+        except Exception as error:
+            self._note(loop, error)
+        self._finished.set()
+
+    def _make_loop(self, previous: Connection, following: Connection | None) -> NsfLoop | SinkLoop:
+        assert self._stage is not None
+        inbox: Inbox = Inbox()
+        place = self._me.place
+        behind = self._link(previous, "previous", inbox)
+        if following is None:
+            loss = build_loss(self._config)
+            return SinkLoop(self._stage, loss, place.name, place.host, inbox, behind, self._counters)
+        ahead = self._link(following, "next", inbox)
+        return NsfLoop(self._stage, place.name, place.host, inbox, behind, ahead, self._counters)
+
+    def _drive(self, call: Callable[[SourceLoop], T]) -> T:
+        if not isinstance(self._loop, SourceLoop):
+            raise NetworkError("the chain is not open")
+        if self._fault is not None:
+            raise StageError(str(self._fault))
+        try:
+            return call(self._loop)
+        except Exception as error:
+            self._note(self._loop, error)
+            raise StageError(str(self._fault)) from error
+
+    def _note(self, loop: StageLoop, error: Exception) -> None:
+        """Keep the fault that ended this member, and tell the neighbours."""
+        if not isinstance(error, MslError):
+            log.exception("stage %s failed", self._me.place.name)
+        self._fault = loop.fail(error)
+        self._finished.set()

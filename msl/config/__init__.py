@@ -1,0 +1,34 @@
+"""What was asked for: the frozen configuration of a job, and how it is read and checked."""
+
+from msl.config.load import load_config, to_yaml
+from msl.config.schema import (
+    ChainConfig,
+    CheckpointConfig,
+    ClusterConfig,
+    Config,
+    DataConfig,
+    Factory,
+    HostConfig,
+    ModelConfig,
+    ScheduleConfig,
+    SplitConfig,
+    TimeoutConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "ChainConfig",
+    "CheckpointConfig",
+    "ClusterConfig",
+    "Config",
+    "DataConfig",
+    "Factory",
+    "HostConfig",
+    "ModelConfig",
+    "ScheduleConfig",
+    "SplitConfig",
+    "TimeoutConfig",
+    "TrainConfig",
+    "load_config",
+    "to_yaml",
+]

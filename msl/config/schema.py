@@ -1,0 +1,245 @@
+"""The shape of a configuration file: frozen values, with a docstring under each field.
+
+Only values that can be judged without a model or a host are checked here. What needs the model (does the
+module exist that is to be cut before?) is checked when the plan is built, still before anything starts.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,47}")
+_IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+def _check_name(value: str) -> str:
+    if not _NAME.fullmatch(value):
+        raise ValueError(
+            "a name is 1 to 48 letters, digits, '.', '_' or '-', and starts with a letter or digit"
+        )
+    return value
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Factory(_Frozen):
+    """Something that is made by calling a Python function or class."""
+
+    factory: str
+    """Import path `package.module:name`; it must be importable on every host."""
+    args: dict[str, Any] = {}
+    """Keyword arguments of the call."""
+
+    @field_validator("factory")
+    @classmethod
+    def _is_import_path(cls, value: str) -> str:
+        if not _IMPORT_PATH.fullmatch(value):
+            raise ValueError("an import path reads 'package.module:name', e.g. msl.models.resnet:resnet18")
+        return value
+
+
+class ModelConfig(Factory):
+    """The unsplit model: any `torch.nn.Module`."""
+
+
+class DataConfig(Factory):
+    """The data set: a factory that returns `msl.data.Splits`."""
+
+
+class SplitConfig(_Frozen):
+    """Where the model is cut."""
+
+    cut: tuple[str, ...] | None = None
+    """Named modules before which the model is cut, in the order of the forward pass."""
+    stages: Annotated[int, Field(ge=1, le=64)] | None = None
+    """Instead of `cut`: this many stages, balanced by measured forward and backward time."""
+    leaf_modules: tuple[str, ...] = ()
+    """Named modules that are kept whole and not traced into (for control flow that depends on data)."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> SplitConfig:
+        if self.cut is not None and self.stages is not None:
+            raise ValueError("give either 'cut' (names of modules) or 'stages' (a number), not both")
+        if self.cut is not None and len(set(self.cut)) != len(self.cut):
+            raise ValueError("a module is named twice in 'cut'")
+        return self
+
+
+class HostConfig(_Frozen):
+    """A machine of the cluster."""
+
+    name: str
+    """The host's name in this file."""
+    cpus: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """CPUs that the host's stages may use. Default: an equal share of the machine on the built-in local
+    cluster, what Ray says of the node on an existing one."""
+    ray_node: str | None = None
+    """Existing cluster only: the Ray node's name (`ray start --node-name`). Default: `name`."""
+    address: str | None = None
+    """Address on which the host's NSFs listen. Default: the address of the host's Ray node."""
+
+    _name = field_validator("name")(_check_name)
+
+    @field_validator("address")
+    @classmethod
+    def _is_address(cls, value: str | None) -> str | None:
+        if value is not None:
+            ipaddress.ip_address(value)
+        return value
+
+
+class ClusterConfig(_Frozen):
+    """The Ray cluster that the hosts are nodes of."""
+
+    name: str = "local"
+    """Name of the built-in local cluster: `msl up`, `status` and `down` find it by this name."""
+    address: str | None = None
+    """`HOST:PORT` of an existing Ray cluster to join. Default: the built-in local cluster, one raylet a host."""
+    network: Literal["private", "host"] = "private"
+    """Built-in cluster only. `private`: a network namespace of its own, so that nothing of it can be reached
+    from outside. `host`: this machine's own network; Ray then listens on all its interfaces."""
+    object_store_mb: Annotated[int, Field(ge=75, le=1_000_000)] = 80
+    """Built-in cluster only: size of each raylet's object store in MB."""
+    runtime_env: dict[str, Any] = {}
+    """Existing cluster only: Ray's runtime environment for the actors (working_dir, env_vars, ...)."""
+
+    _name = field_validator("name")(_check_name)
+
+
+class ChainConfig(_Frozen):
+    """Which hosts the chain passes."""
+
+    source: str | None = None
+    """Host of the source: it owns the data and opens the connection. Default: the first host."""
+    nsfs: tuple[str, ...] | None = None
+    """Hosts of the NSFs in travel order; a host may stand here more than once. Default: the hosts between."""
+    sink: str | None = None
+    """Host of the sink: last stage and loss. Default: the last host."""
+    stage_at_source: bool = True
+    """Whether stage 0 lives at the source. If not, the source sends the raw inputs."""
+
+
+class ScheduleConfig(Factory):
+    """A learning-rate schedule of torch. `$total_steps`, `$steps_per_epoch` and `$epochs` may stand as values."""
+
+    every: Literal["step", "epoch"] = "epoch"
+    """When the schedule advances."""
+
+
+class TrainConfig(_Frozen):
+    """The training job."""
+
+    epochs: Annotated[int, Field(ge=1, le=1_000_000)] = 5
+    """Passes over the training set."""
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 64
+    """Samples per optimizer step; the last batch of an epoch may be smaller."""
+    micro_batch: Annotated[int, Field(ge=1, le=1_000_000)] = 16
+    """Samples per micro-batch; gradients accumulate over the micro-batches of a step."""
+    in_flight: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Micro-batches under way in the chain at once. Default: the number of stages."""
+    eval_batch: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """Samples per micro-batch of an evaluation. Default: `batch_size`."""
+    optimizer: Factory = Factory(factory="torch.optim:SGD", args={"lr": 0.05, "momentum": 0.9})
+    """The optimizer; each stage has its own, over its own parameters."""
+    schedule: ScheduleConfig | None = None
+    """The learning-rate schedule, if any."""
+    loss: Factory = Factory(factory="torch.nn:CrossEntropyLoss")
+    """The loss module, called with (outputs, targets); it must average over the samples."""
+
+    @model_validator(mode="after")
+    def _micro_batch_fits(self) -> TrainConfig:
+        if self.micro_batch > self.batch_size:
+            raise ValueError(
+                f"micro_batch ({self.micro_batch}) is larger than batch_size ({self.batch_size}); make it at most that"
+            )
+        return self
+
+
+class CheckpointConfig(_Frozen):
+    """When checkpoints are written, and how many stay."""
+
+    every: Annotated[int, Field(ge=1)] = 1
+    """Write one after every this many epochs (and after the last)."""
+    keep: Annotated[int, Field(ge=1)] = 2
+    """Keep this many of the newest."""
+
+
+class TimeoutConfig(_Frozen):
+    """Deadlines. None of them is a measure of speed: each ends a wait that would last for ever."""
+
+    start_s: Seconds = 120.0
+    """Start of the cluster, of the actors, and building of the stages."""
+    connect_s: Seconds = 20.0
+    """Opening the chain, from the first connection to the sink's welcome."""
+    silence_s: Seconds = 20.0
+    """Longest silence on a hop; a live peer with nothing to say sends pings more often than this."""
+    step_s: Seconds = 600.0
+    """Longest wait of the source for the answer to a micro-batch."""
+    stop_s: Seconds = 10.0
+    """Orderly end of the chain and of the actors; after it they are killed."""
+
+
+class Config(_Frozen):
+    """One job: a model, its data, where it is cut, which hosts it runs on, and how it is trained."""
+
+    name: str = "msl"
+    """Name of the job; runs are kept in `runs/NAME-TIME`."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of the initial weights, of the order of the samples, and of dropout."""
+    model: ModelConfig
+    """The unsplit model."""
+    data: DataConfig
+    """The data set."""
+    split: SplitConfig = SplitConfig()
+    """Where the model is cut. Default: as many balanced stages as the chain has places for."""
+    hosts: tuple[HostConfig, ...] = ()
+    """The hosts. Default: one per stage, named n0, n1, ..."""
+    chain: ChainConfig = ChainConfig()
+    """Which hosts the chain passes."""
+    cluster: ClusterConfig = ClusterConfig()
+    """The Ray cluster."""
+    fabric: Literal["direct"] = "direct"
+    """How smashed data gets from hop to hop: `direct` is plain TCP to the next hop."""
+    max_frame_mb: Annotated[int, Field(ge=1, le=65_536)] = 512
+    """Largest frame that a hop accepts, in MiB; a larger one is refused before memory is taken for it."""
+    train: TrainConfig = TrainConfig()
+    """The training job."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """Checkpoints."""
+    timeouts: TimeoutConfig = TimeoutConfig()
+    """Deadlines."""
+
+    _name = field_validator("name")(_check_name)
+
+    @field_validator("hosts", mode="before")
+    @classmethod
+    def _plain_names(cls, value: Any) -> Any:
+        """Let a host be written as its bare name."""
+        if isinstance(value, (list, tuple)):
+            return tuple({"name": host} if isinstance(host, str) else host for host in value)
+        return value
+
+    @model_validator(mode="after")
+    def _hosts_exist(self) -> Config:
+        names = [host.name for host in self.hosts]
+        if len(set(names)) != len(names):
+            raise ValueError("hosts: two hosts have the same name")
+        used = {
+            "chain.source": self.chain.source,
+            "chain.sink": self.chain.sink,
+            **{f"chain.nsfs[{i}]": name for i, name in enumerate(self.chain.nsfs or ())},
+        }
+        for path, name in used.items():
+            if name is not None and names and name not in names:
+                raise ValueError(f"{path}: no host {name!r} in hosts; there are {', '.join(names)}")
+        if self.cluster.address is not None and not names:
+            raise ValueError("hosts: name the hosts of the existing cluster at cluster.address")
+        return self

@@ -1,0 +1,20 @@
+"""The data sets a run trains on, each as a training and a test part."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+__all__ = ["Splits"]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Two map-style data sets of (input, target) without a common example.
+
+    An input is a float32 tensor without the batch dimension; a target is an int64
+    scalar tensor, the index of the class.
+    """
+
+    train: Dataset[tuple[Tensor, ...]]
+    test: Dataset[tuple[Tensor, ...]]

@@ -1,0 +1,1 @@
+"""Sockets, frames and namespaces: how bytes get from hop to hop. No torch, no Ray."""

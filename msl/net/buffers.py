@@ -1,0 +1,53 @@
+"""Page-aligned receive buffers that are used again instead of allocated anew."""
+
+from __future__ import annotations
+
+import mmap
+import threading
+
+_SMALLEST = 4096
+
+
+class Lease:
+    """A buffer on loan from a pool; `release` gives it back, and every view of it is void then."""
+
+    __slots__ = ("_map", "_pool", "view")
+
+    def __init__(self, pool: BufferPool, memory: mmap.mmap) -> None:
+        self._pool: BufferPool | None = pool
+        self._map = memory
+        self.view = memoryview(memory)
+
+    def release(self) -> None:
+        """Give the buffer back; a second call does nothing."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool._take_back(self._map)
+
+
+class BufferPool:
+    """Buffers of a connection, in sizes of powers of two; thread-safe.
+
+    It grows to the largest number of buffers that were on loan at once. The protocol bounds that number by
+    the micro-batches in flight, and each buffer by the largest frame.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[mmap.mmap]] = {}
+        self._lock = threading.Lock()
+        self.allocated_bytes = 0
+        """Bytes that the pool holds, on loan or not."""
+
+    def lease(self, num_bytes: int) -> Lease:
+        """Borrow a buffer of at least `num_bytes`; its start is aligned to a page."""
+        size = max(_SMALLEST, 1 << (num_bytes - 1).bit_length())
+        with self._lock:
+            free = self._free.setdefault(size, [])
+            if free:
+                return Lease(self, free.pop())
+            self.allocated_bytes += size
+        return Lease(self, mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+
+    def _take_back(self, memory: mmap.mmap) -> None:
+        with self._lock:
+            self._free[len(memory)].append(memory)

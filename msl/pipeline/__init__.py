@@ -1,0 +1,1 @@
+"""Torch: cutting a model into stages, and the loop that receives, computes and sends. No Ray."""

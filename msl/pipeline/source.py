@@ -1,0 +1,185 @@
+"""The source: owns the data, drives the chain, and holds stage 0 if it lives there."""
+
+from __future__ import annotations
+
+import math
+import queue
+import time
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from msl.errors import NetworkError, ProtocolError
+from msl.net.connection import Frame
+from msl.net.frame import Flag, Header, Kind, Role
+from msl.pipeline.batches import Batch, MicroBatch
+from msl.pipeline.counters import Counters
+from msl.pipeline.exchange import answered
+from msl.pipeline.link import Inbox, Link
+from msl.pipeline.loop import FLUSH_S, StageLoop
+from msl.pipeline.stage import Stage
+from msl.pipeline.wire import describe_all, tensors_in
+
+
+@dataclass
+class Tally:
+    """Loss and accuracy over micro-batches."""
+
+    samples: int = 0
+    loss_sum: float = 0.0
+    correct: float = 0.0
+
+    def add(self, metric: torch.Tensor) -> None:
+        """Add a METRIC tensor: float64 [mean loss, correct answers, samples]."""
+        loss, correct, samples = metric.tolist()
+        self.samples += int(samples)
+        self.loss_sum += loss * samples
+        self.correct += correct
+
+    def merge(self, other: Tally) -> None:
+        """Add what another one counted."""
+        self.samples += other.samples
+        self.loss_sum += other.loss_sum
+        self.correct += other.correct
+
+    @property
+    def loss(self) -> float:
+        """Mean loss of a sample."""
+        return self.loss_sum / self.samples if self.samples else math.nan
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of correct answers; None where answers are not classes."""
+        return None if math.isnan(self.correct) or not self.samples else self.correct / self.samples
+
+
+class SourceLoop(StageLoop):
+    """Sends micro-batches down the chain and takes their answers back, in order.
+
+    Args:
+        stage: stage 0, or None if the raw inputs are sent.
+        in_flight: most micro-batches under way at once.
+        step_s: longest wait for the answer to a micro-batch, in seconds.
+    """
+
+    def __init__(
+        self,
+        stage: Stage | None,
+        name: str,
+        host: str,
+        inbox: Inbox,
+        following: Link,
+        in_flight: int,
+        step_s: float,
+        counters: Counters | None = None,
+    ) -> None:
+        super().__init__(name, host, inbox, None, following, counters)
+        self.stage = stage
+        self._next = following
+        self._in_flight = in_flight
+        self._step_s = step_s
+        self._waiting: deque[Frame] = deque()
+
+    def train_step(self, batch: Batch, step: int) -> Tally:
+        """Forward and backward of a batch's micro-batches, then the optimizer step, over the whole chain."""
+        start = time.perf_counter()
+        tally = Tally()
+        last = len(batch.micro_batches) - 1
+        for index, micro_batch in enumerate(batch.micro_batches):
+            if len(self._waiting) >= self._in_flight:
+                self._take_answer(tally)
+            flags = Flag.TRAIN | Flag.STEP if index == last else Flag.TRAIN
+            self._send(Header(Kind.FORWARD, flags, step, index, batch.samples), micro_batch)
+        while self._waiting:
+            self._take_answer(tally)
+        if self.stage is not None:
+            self.stage.step()
+        self._record(
+            step,
+            learning_rate=self.stage.learning_rate if self.stage else None,
+            loss=tally.loss,
+            accuracy=tally.accuracy,
+            samples=tally.samples,
+            wall_ms=(time.perf_counter() - start) * 1e3,
+        )
+        return tally
+
+    def train_epoch(self, batches: Iterable[Batch], first_step: int) -> Tally:
+        """Train on all batches, then let every stage end the epoch."""
+        tally = Tally()
+        step = first_step
+        for batch in batches:
+            tally.merge(self.train_step(batch, step))
+            step += 1
+        if self.stage is not None:
+            self.stage.end_epoch()
+        self._next.send_document(Header(Kind.EPOCH, step=step))
+        self._take(Kind.EPOCH)
+        return tally
+
+    def evaluate(self, batches: Iterable[Batch], step: int) -> Tally:
+        """Loss and accuracy in eval mode; nothing is learnt."""
+        tally = Tally()
+        index = 0
+        for batch in batches:
+            for micro_batch in batch.micro_batches:
+                if len(self._waiting) >= self._in_flight:
+                    self._take_answer(tally)
+                self._send(Header(Kind.FORWARD, Flag(0), step, index, batch.samples), micro_batch)
+                index += 1
+        while self._waiting:
+            self._take_answer(tally)
+        self.counters.take_times()
+        return tally
+
+    def end(self) -> None:
+        """End the chain in order: END goes to the sink and comes back."""
+        self._next.send_document(Header(Kind.END))
+        self._take(Kind.END)
+        self.close(FLUSH_S)
+
+    def _send(self, header: Header, micro_batch: MicroBatch) -> None:
+        self._at(header)
+        tensors: list[torch.Tensor] = list(micro_batch.inputs)
+        if self.stage is not None:
+            with self.counters.during("forward"):
+                if Flag.TRAIN in header.flags:
+                    tensors = self.stage.forward(tensors, header.step, header.micro_batch)
+                else:
+                    tensors = self.stage.infer(tensors)
+        specs, payloads = describe_all(tensors)
+        target_specs, target_payloads = describe_all([micro_batch.target], Role.TARGET)
+        self._next.send(header, specs + target_specs, payloads + target_payloads)
+        self._waiting.append(Frame(header))
+
+    def _take_answer(self, tally: Tally) -> None:
+        answer = self._arrival()
+        header = answered(self._waiting, answer).header
+        self._at(header)
+        metrics = [metric for metric in tensors_in(answer, Role.METRIC) if metric is not None]
+        if len(metrics) != 1 or metrics[0].shape != (3,):
+            raise ProtocolError("an answer without its METRIC tensor")
+        tally.add(metrics[0])
+        if answer.kind is Kind.BACKWARD and self.stage is not None:
+            with self.counters.during("backward"):
+                self.stage.backward(tensors_in(answer, Role.SMASHED))
+        answer.release()
+
+    def _take(self, kind: Kind) -> None:
+        answer = self._arrival()
+        if answer.kind is not kind:
+            raise ProtocolError(f"a {answer.kind.name} frame came back where {kind.name} was due")
+
+    def _arrival(self) -> Frame:
+        deadline = time.monotonic() + self._step_s
+        while not self._backwards:
+            try:
+                self._wait(max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                raise NetworkError(
+                    f"no answer from the chain behind {self._next.connection.peer} within {self._step_s:g} s"
+                    " (timeouts.step_s), though it sends pings"
+                ) from None
+        return self._backwards.popleft()
