@@ -11,8 +11,8 @@ import torch
 from msl.actors.member import ChainMember
 from msl.config import Config
 from msl.data import Splits
-from msl.pipeline.batches import evaluation_batches, sample_inputs, training_batches
 from msl.pipeline.balance import profile
+from msl.pipeline.batches import evaluation_batches, sample_inputs, training_batches
 from msl.pipeline.build import build_data, build_loss, build_model, build_optimizer, build_schedule
 from msl.pipeline.stage import StageState
 from msl.pipeline.unsplit import UnsplitTrainer

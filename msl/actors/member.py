@@ -89,9 +89,7 @@ class ChainMember:
         self._plan = plan
         self._me: Member = plan.members[hop]
         self._address = address
-        self._make_fabric = make_fabric or (
-            lambda at, next_hop: DirectFabric(at, next_hop, config.timeouts.connect_s)
-        )
+        self._make_fabric = make_fabric or (lambda at, next_hop: DirectFabric(at, next_hop, config.timeouts.connect_s))
         set_threads(self._me.threads)
         data = build_data(config)
         self._train_samples = size(data.train)
@@ -162,17 +160,13 @@ class ChainMember:
         """
         assert self._data is not None
         train = self._config.train
-        batches = training_batches(
-            self._data.train, train.batch_size, train.micro_batch, self._config.seed, epoch
-        )
+        batches = training_batches(self._data.train, train.batch_size, train.micro_batch, self._config.seed, epoch)
         return self._drive(lambda loop: loop.train_epoch(batches, first_step))
 
     def evaluate(self, step: int) -> Tally:
         """Source: loss and accuracy on the test set; raises as `train_epoch` does."""
         assert self._data is not None
-        batches = evaluation_batches(
-            self._data.test, self._config.train.eval_batch or self._config.train.batch_size
-        )
+        batches = evaluation_batches(self._data.test, self._config.train.eval_batch or self._config.train.batch_size)
         return self._drive(lambda loop: loop.evaluate(batches, step))
 
     def end(self) -> None:
@@ -222,9 +216,7 @@ class ChainMember:
         schema = hashlib.sha256(
             f"{self._plan.schema} {VERSION} {msl.__version__} {torch_version()}".encode()
         ).hexdigest()
-        following = (
-            None if place.role == "sink" else self._plan.members[place.hop + 1].place
-        )
+        following = None if place.role == "sink" else self._plan.members[place.hop + 1].place
         return HopPlan(
             Hello(job, place.hop, schema, self._plan.in_flight),
             place.name,

@@ -65,9 +65,7 @@ def _apply(tree: dict[Any, Any], override: str) -> None:
         last = depth == len(keys) - 1
         if isinstance(node, list):
             if not key.isdigit() or int(key) >= len(node):
-                raise ConfigError(
-                    f"--set {override}: {'.'.join(keys[:depth])} has entries 0 to {len(node) - 1}"
-                )
+                raise ConfigError(f"--set {override}: {'.'.join(keys[:depth])} has entries 0 to {len(node) - 1}")
             index: Any = int(key)
         elif isinstance(node, dict):
             index = key

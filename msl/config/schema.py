@@ -20,9 +20,7 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 def _check_name(value: str) -> str:
     if not _NAME.fullmatch(value):
-        raise ValueError(
-            "a name is 1 to 48 letters, digits, '.', '_' or '-', and starts with a letter or digit"
-        )
+        raise ValueError("a name is 1 to 48 letters, digits, '.', '_' or '-', and starts with a letter or digit")
     return value
 
 

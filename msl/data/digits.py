@@ -6,8 +6,8 @@ download, so an example or a test trains on real images on a host without intern
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from msl.data import Splits
@@ -28,7 +28,7 @@ def digits(size: int = 32, test_fraction: float = 0.2, seed: int = 0) -> Splits:
         raise ConfigError(f"size must be at least 1 pixel, not {size}")
     images, targets = _load()
     train, test = stratified_split(targets, test_fraction, seed)
-    inputs = functional.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
+    inputs = F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
     std, mean = torch.std_mean(inputs[train], correction=0)
     inputs = (inputs - mean) / std
     return Splits(

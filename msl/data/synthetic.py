@@ -1,8 +1,8 @@
 """Random images that a network can learn, for tests and benchmarks."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from msl.data import Splits
@@ -31,7 +31,7 @@ def random_images(
     def draw(num_images: int) -> TensorDataset:
         order = torch.randperm(num_images, generator=generator)
         targets: Tensor = order % num_classes
-        means = functional.interpolate(patterns[targets], size=(height, width))
+        means = F.interpolate(patterns[targets], size=(height, width))
         noise = torch.randn(num_images, *shape, generator=generator)
         return TensorDataset(means + noise, targets)
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from msl.errors import MslError, NetworkError, ProtocolError
+from msl.errors import MslError, NetworkError
 from msl.net.buffers import BufferPool, Lease
 from msl.net.frame import (
     DESCRIPTOR_SIZE,
@@ -100,9 +100,7 @@ class Connection:
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
 
-    def send(
-        self, header: Header, specs: Sequence[TensorSpec] = (), payloads: Sequence[memoryview] = ()
-    ) -> None:
+    def send(self, header: Header, specs: Sequence[TensorSpec] = (), payloads: Sequence[memoryview] = ()) -> None:
         """Send a tensor frame without copying the payloads.
 
         Raises:

@@ -179,9 +179,7 @@ def parse_header(raw: bytes | memoryview, max_body: int) -> Header:
     Raises:
         ProtocolError: wrong magic, version, kind or flags, or a body larger than allowed.
     """
-    magic, version, kind, flags, step, micro_batch, batch_samples, num_tensors, reserved, size = (
-        _HEADER.unpack(raw)
-    )
+    magic, version, kind, flags, step, micro_batch, batch_samples, num_tensors, reserved, size = _HEADER.unpack(raw)
     if magic != MAGIC:
         raise ProtocolError(f"not an msl peer: a frame starts with {MAGIC!r}, this one with {bytes(magic)!r}")
     if version != VERSION:
@@ -244,17 +242,13 @@ def _spec_of(index: int, fields: tuple[int, ...]) -> TensorSpec:
         raise ProtocolError(f"tensor {index}: unknown role {role}")
     if flags & ~(TensorFlag.WANTS_GRAD | TensorFlag.ABSENT) or reserved or any(dims[ndim:]):
         raise ProtocolError(f"tensor {index}: unknown flags {flags:#x}, or unused fields that are not zero")
-    spec = TensorSpec(
-        DType(dtype), tuple(dims[:ndim]), Role(role), TensorFlag(flags), Layout(layout), Codec(codec)
-    )
+    spec = TensorSpec(DType(dtype), tuple(dims[:ndim]), Role(role), TensorFlag(flags), Layout(layout), Codec(codec))
     if spec.num_bytes != num_bytes:
         raise ProtocolError(f"tensor {index}: {num_bytes} bytes for shape {spec.shape} of {spec.dtype.name}")
     return spec
 
 
-def encode(
-    header: Header, specs: Sequence[TensorSpec], payloads: Sequence[memoryview]
-) -> list[bytes | memoryview]:
+def encode(header: Header, specs: Sequence[TensorSpec], payloads: Sequence[memoryview]) -> list[bytes | memoryview]:
     """The pieces of a tensor frame, in order, for a scatter-gather send; payloads are not copied.
 
     Args:
@@ -265,9 +259,7 @@ def encode(
     if len(specs) > MAX_TENSORS:
         raise ProtocolError(f"a frame of {len(specs)} tensors; at most {MAX_TENSORS} can cross a cut")
     body = len(specs) * DESCRIPTOR_SIZE + sum(padded(spec.num_bytes) for spec in specs)
-    full = Header(
-        header.kind, header.flags, header.step, header.micro_batch, header.batch_samples, len(specs), body
-    )
+    full = Header(header.kind, header.flags, header.step, header.micro_batch, header.batch_samples, len(specs), body)
     pieces: list[bytes | memoryview] = [full.pack() + b"".join(map(pack_descriptor, specs))]
     for spec, payload in zip(specs, payloads, strict=True):
         if payload.nbytes != spec.num_bytes:
@@ -283,9 +275,7 @@ def encode_document(header: Header, document: Mapping[str, Any] | None = None) -
     body = b"" if document is None else json.dumps(document, separators=(",", ":")).encode()
     if len(body) > MAX_DOCUMENT:
         raise ProtocolError(f"a document of {len(body)} bytes; at most {MAX_DOCUMENT} are allowed")
-    full = Header(
-        header.kind, header.flags, header.step, header.micro_batch, header.batch_samples, 0, len(body)
-    )
+    full = Header(header.kind, header.flags, header.step, header.micro_batch, header.batch_samples, 0, len(body))
     return [full.pack() + body]
 
 

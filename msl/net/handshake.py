@@ -50,9 +50,7 @@ def read_hello(document: Mapping[str, Any]) -> Hello:
     """
     expected = {"job": str, "hop": int, "schema": str, "in_flight": int}
     if set(document) != set(expected):
-        raise ProtocolError(
-            f"a HELLO has the fields {', '.join(expected)}, not {', '.join(map(str, document))}"
-        )
+        raise ProtocolError(f"a HELLO has the fields {', '.join(expected)}, not {', '.join(map(str, document))}")
     for name, kind in expected.items():
         if type(document[name]) is not kind:
             raise ProtocolError(f"HELLO: {name} is not of type {kind.__name__}")
@@ -149,9 +147,7 @@ class Doorkeeper:
             connection = Connection(sock, f"a peer at {address[0]}", self._max_body, _HELLO_S)
             with self._lock:
                 self._pending.add(connection)
-            threading.Thread(
-                target=self._examine, args=(connection, sock), name="msl-hello", daemon=True
-            ).start()
+            threading.Thread(target=self._examine, args=(connection, sock), name="msl-hello", daemon=True).start()
 
     def _examine(self, connection: Connection, sock: socket.socket) -> None:
         # A peer that drips one byte at a time would renew the socket's own timeout; this deadline is for the

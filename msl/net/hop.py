@@ -69,9 +69,7 @@ def open_relay(fabric: Fabric, plan: HopPlan, door: Doorkeeper) -> tuple[Connect
     return previous, following
 
 
-def _onward(
-    fabric: Fabric, plan: HopPlan, accepted: Any, deadline: float
-) -> tuple[Connection, list[dict[str, Any]]]:
+def _onward(fabric: Fabric, plan: HopPlan, accepted: Any, deadline: float) -> tuple[Connection, list[dict[str, Any]]]:
     peer = plan.next_peer or ""
     try:
         sock = fabric.onward(accepted)

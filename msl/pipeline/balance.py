@@ -62,9 +62,7 @@ def profile(
     )
 
 
-def _balanced_cut(
-    model: nn.Module, stages: int, inputs: Tensors, leaf_modules: Sequence[str]
-) -> tuple[str, ...]:
+def _balanced_cut(model: nn.Module, stages: int, inputs: Tensors, leaf_modules: Sequence[str]) -> tuple[str, ...]:
     if stages == 1:
         return ()
     candidates = _candidates(model, leaf_modules, stages)

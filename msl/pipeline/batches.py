@@ -42,9 +42,7 @@ def size(dataset: Dataset[Any]) -> int:
     try:
         length = len(dataset)  # type: ignore[arg-type]
     except TypeError as error:
-        raise ConfigError(
-            f"data: a {type(dataset).__name__} has no length; map-style data sets are needed"
-        ) from error
+        raise ConfigError(f"data: a {type(dataset).__name__} has no length; map-style data sets are needed") from error
     if length < 1:
         raise ConfigError(f"data: the {type(dataset).__name__} is empty")
     return length
@@ -86,9 +84,7 @@ def _batches(dataset: Dataset[Any], order: list[int], batch_size: int, micro_bat
 def _collate(dataset: Dataset[Any], indices: list[int]) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
     collated = default_collate([dataset[index] for index in indices])
     if len(collated) != 2 or not isinstance(collated[1], torch.Tensor):
-        raise ConfigError(
-            "data: a sample must be (input, target), or ((input, ...), target), of tensors or numbers"
-        )
+        raise ConfigError("data: a sample must be (input, target), or ((input, ...), target), of tensors or numbers")
     inputs, target = collated
     inputs = (inputs,) if isinstance(inputs, torch.Tensor) else tuple(inputs)
     return inputs, target

@@ -26,9 +26,7 @@ def build_model(config: Config) -> nn.Module:
     torch.manual_seed(config.seed)
     model = make("model", config.model)
     if not isinstance(model, nn.Module):
-        raise ConfigError(
-            f"model.factory: {config.model.factory} returned a {type(model).__name__}, not an nn.Module"
-        )
+        raise ConfigError(f"model.factory: {config.model.factory} returned a {type(model).__name__}, not an nn.Module")
     return model
 
 
@@ -54,9 +52,7 @@ def build_optimizer(config: Config, parameters: list[nn.Parameter]) -> Optimizer
     """An optimizer over some of the model's parameters."""
     optimizer = make("train.optimizer", config.train.optimizer, parameters)
     if not isinstance(optimizer, Optimizer):
-        raise ConfigError(
-            f"train.optimizer.factory: {config.train.optimizer.factory} is not a torch optimizer"
-        )
+        raise ConfigError(f"train.optimizer.factory: {config.train.optimizer.factory} is not a torch optimizer")
     if isinstance(optimizer, torch.optim.LBFGS):
         raise ConfigError("train.optimizer: LBFGS evaluates the model within a step; a chain cannot do that")
     return optimizer

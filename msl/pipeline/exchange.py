@@ -29,9 +29,7 @@ def check_finite(metric: torch.Tensor) -> None:
     """Refuse a loss that is NaN or infinite."""
     loss = float(metric[0])
     if not math.isfinite(loss):
-        raise StageError(
-            f"the loss is {loss}; the training has diverged: lower the learning rate or check the data"
-        )
+        raise StageError(f"the loss is {loss}; the training has diverged: lower the learning rate or check the data")
 
 
 def append_metric(metric: torch.Tensor, specs: list[TensorSpec], payloads: list[memoryview]) -> None:

@@ -61,9 +61,7 @@ def make(where: str, factory: Factory, *positional: Any, substitute: Mapping[str
     except MslError:
         raise
     except Exception as error:
-        raise ConfigError(
-            f"{where}: {factory.factory} with {arguments} failed: {_first_line(error)}"
-        ) from error
+        raise ConfigError(f"{where}: {factory.factory} with {arguments} failed: {_first_line(error)}") from error
 
 
 def _first_line(error: BaseException) -> str:

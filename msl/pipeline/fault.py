@@ -41,9 +41,7 @@ def read_fault(document: Mapping[str, Any]) -> Fault:
         value = document.get(name)
         return value if isinstance(value, int) else -1
 
-    return Fault(
-        text("kind"), text("stage"), text("host"), number("step"), number("micro_batch"), text("message")
-    )
+    return Fault(text("kind"), text("stage"), text("host"), number("step"), number("micro_batch"), text("message"))
 
 
 class FaultError(MslError):

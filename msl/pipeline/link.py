@@ -54,9 +54,7 @@ class Link:
         silence_s: silence after which the peer counts as dead.
     """
 
-    def __init__(
-        self, connection: Connection, side: Side, inbox: Inbox, in_flight: int, silence_s: float
-    ) -> None:
+    def __init__(self, connection: Connection, side: Side, inbox: Inbox, in_flight: int, silence_s: float) -> None:
         self.connection = connection
         self.side: Side = side
         self.send_ms = 0.0
@@ -130,9 +128,7 @@ class Link:
         with self._lock:
             self._unanswered += 1
             if self._unanswered > self._in_flight:
-                raise ProtocolError(
-                    f"{self.connection.peer} has more than {self._in_flight} micro-batches in flight"
-                )
+                raise ProtocolError(f"{self.connection.peer} has more than {self._in_flight} micro-batches in flight")
 
     def _send(self) -> None:
         while True:

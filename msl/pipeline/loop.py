@@ -196,11 +196,7 @@ class NsfLoop(_Relaying):
         train = Flag.TRAIN in header.flags
         inputs = self._inputs(frame)
         with self.counters.during("forward"):
-            outputs = (
-                self.stage.forward(inputs, header.step, header.micro_batch)
-                if train
-                else self.stage.infer(inputs)
-            )
+            outputs = self.stage.forward(inputs, header.step, header.micro_batch) if train else self.stage.infer(inputs)
         specs, payloads = describe_all(outputs)
         pass_on(frame, Role.TARGET, specs, payloads)
         # In eval mode the payloads that pass unchanged lie in the frame's buffer until they are sent.
@@ -288,9 +284,7 @@ class SinkLoop(_Relaying):
     def _train(self, frame: Frame, inputs: list[torch.Tensor], targets: list[torch.Tensor]) -> None:
         header = frame.header
         if len(targets) != 1 or header.batch_samples < 1:
-            raise ProtocolError(
-                "a FORWARD in train mode needs one target and the number of samples of its step"
-            )
+            raise ProtocolError("a FORWARD in train mode needs one target and the number of samples of its step")
         with self.counters.during("forward"):
             outputs = self.stage.forward(inputs, header.step, header.micro_batch)
             if len(outputs) != 1:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
+
+Module = nn.Module
 
 
 def set_threads(threads: int) -> None:

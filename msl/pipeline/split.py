@@ -16,9 +16,7 @@ from msl.pipeline.trace import Trace, boundaries, live_values, trace
 Tensors = tuple[torch.Tensor, ...]
 
 
-def split(
-    model: nn.Module, cut: Sequence[str], example: Tensors, leaf_modules: Sequence[str] = ()
-) -> list[nn.Module]:
+def split(model: nn.Module, cut: Sequence[str], example: Tensors, leaf_modules: Sequence[str] = ()) -> list[nn.Module]:
     """Cut a model before each of the named modules.
 
     An `nn.Sequential` cut between its children is not traced; any other model goes through `torch.fx`.
@@ -119,9 +117,7 @@ def _kinds(traced: Trace, example: Tensors) -> dict[fx.Node, type]:
             interpreter.run(*example)
     except Exception as error:
         raise ConfigError(
-            f"split: {type(traced.model).__name__} does not run on a sample of the data: {error}".splitlines()[
-                0
-            ]
+            f"split: {type(traced.model).__name__} does not run on a sample of the data: {error}".splitlines()[0]
         ) from error
     finally:
         traced.model.train(was_training)
@@ -161,16 +157,12 @@ def _stage_module(
     else:
         graph.output(
             tuple(
-                copies[node]
-                if kinds[node] is torch.Tensor
-                else graph.call_function(torch.tensor, (copies[node],))
+                copies[node] if kinds[node] is torch.Tensor else graph.call_function(torch.tensor, (copies[node],))
                 for node in leaving
             )
         )
     graph.lint()
-    return fx.GraphModule(traced.model, graph, f"{type(traced.model).__name__}Stage").train(
-        traced.model.training
-    )
+    return fx.GraphModule(traced.model, graph, f"{type(traced.model).__name__}Stage").train(traced.model.training)
 
 
 def _check_parameters(model: nn.Module, stages: Sequence[nn.Module]) -> None:

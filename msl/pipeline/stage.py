@@ -193,9 +193,7 @@ class Stage:
         group: Mapping[str, Any] = {}
         if self.optimizer is not None:
             for name, parameter in self._parameters.items():
-                kept[name] = {
-                    key: _copy(value) for key, value in self.optimizer.state.get(parameter, {}).items()
-                }
+                kept[name] = {key: _copy(value) for key, value in self.optimizer.state.get(parameter, {}).items()}
             group = {key: value for key, value in self.optimizer.param_groups[0].items() if key != "params"}
         return StageState(
             {name: _copy(tensor) for name, tensor in self.module.state_dict().items()},

@@ -112,13 +112,9 @@ def boundaries(traced: Trace, cut: Sequence[str]) -> list[int]:
             )
         position = traced.position(name)
         if position is None:
-            raise ConfigError(
-                f"{where}: the forward pass never enters {name!r}, or does so inside a leaf module"
-            )
+            raise ConfigError(f"{where}: the forward pass never enters {name!r}, or does so inside a leaf module")
         if position == 0:
-            raise ConfigError(
-                f"{where}: {name!r} is where the model begins; the stage before it would be empty"
-            )
+            raise ConfigError(f"{where}: {name!r} is where the model begins; the stage before it would be empty")
         if result and position <= result[-1]:
             raise ConfigError(
                 f"{where}: {name!r} begins where {cut[index - 1]!r} begins, or before it; name the cuts in the"
@@ -148,9 +144,7 @@ def live_values(graph: fx.Graph, stage_of: Callable[[fx.Node], int], stages: int
         if node.op in ("get_attr", "output"):
             continue
         made = -1 if node.op == "placeholder" else stage_of(node)
-        used = max(
-            (stages - 1 if user.op == "output" else stage_of(user) for user in node.users), default=made
-        )
+        used = max((stages - 1 if user.op == "output" else stage_of(user) for user in node.users), default=made)
         for cut in range(max(made, 0), used):
             crossing[cut].append(node)
     return crossing

@@ -1,0 +1,253 @@
+"""A chain of Ray actors, each pinned to its host: started, watched, and ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from msl.actors.cluster import MEMBER_PREFIX, Session
+from msl.actors.diagnosis import Obituary, diagnose
+from msl.actors.member import Identity, Report
+from msl.actors.remote import MemberActor
+from msl.config import Config
+from msl.errors import ClusterError, ConfigError, MslError, StageError
+from msl.pipeline.fault import Fault
+from msl.pipeline.source import Tally
+from msl.pipeline.stage import StageState
+from msl.plan import Plan
+
+_TICK_S = 0.25
+_REPORT_EVERY_S = 0.5
+_LAST_WORDS_S = 3.0
+"""After a first sign of failure: time for the members to tell what they know."""
+
+Watcher = Callable[[Report], None]
+
+
+class Chain:
+    """The members of a job, running.
+
+    Args:
+        config: the job's configuration.
+        plan: the job's plan.
+        session: the cluster.
+        watcher: given the members' reports while an epoch runs.
+    """
+
+    def __init__(self, config: Config, plan: Plan, session: Session, watcher: Watcher) -> None:
+        self._config = config
+        self._plan = plan
+        self._session = session
+        self._watch = watcher
+        self._actors: list[Any] = []
+        self._endings: dict[Any, int] = {}
+        self._reports: dict[Any, int] = {}
+        self._next_report = 0.0
+        self.path: list[dict[str, Any]] = []
+        """The hops that the sink's WELCOME passed, source first."""
+
+    def start(self, state: StageState) -> None:
+        """Create the actors, give each its part of the state, and open the chain.
+
+        Raises:
+            MslError: what a member could not do, and on which host.
+        """
+        job = secrets.token_hex(16)
+        for member in self._plan.members:
+            node = self._session.nodes[member.place.host]
+            affinity = NodeAffinitySchedulingStrategy(node_id=node.node_id, soft=False)
+            options = MemberActor.options(  # type: ignore[attr-defined]
+                num_cpus=0,
+                max_concurrency=8,
+                max_restarts=0,
+                scheduling_strategy=affinity,
+                name=f"{MEMBER_PREFIX}{job[:8]}-{member.place.name}",
+            )
+            self._actors.append(
+                options.remote(os.getcwd(), self._config, self._plan, member.place.hop, job, node.address)
+            )
+        start_s = self._config.timeouts.start_s
+        ends = self._call_all("listen", start_s)
+        shared = ray.put(state)
+        self._call_all("load", start_s, shared)
+        for hop in range(len(self._actors) - 1, -1, -1):
+            following = ends[hop + 1] if hop + 1 < len(ends) else None
+            opened = self._get(self._actors[hop].open.remote(following), hop, start_s)
+            self.path = opened or self.path
+        self._endings = {actor.wait.remote(1e9): hop for hop, actor in enumerate(self._actors)}
+
+    def identities(self) -> list[Identity]:
+        """Where the members really run."""
+        return self._call_all("identify", self._config.timeouts.start_s)
+
+    def train_epoch(self, epoch: int, first_step: int) -> Tally:
+        """Train one epoch; reports go to the watcher meanwhile."""
+        tally: Tally = self._attend(self._actors[0].train_epoch.remote(epoch, first_step))
+        return tally
+
+    def evaluate(self, step: int) -> Tally:
+        """Loss and accuracy on the test set."""
+        tally: Tally = self._attend(self._actors[0].evaluate.remote(step))
+        return tally
+
+    def states(self) -> list[StageState]:
+        """What each stage has learnt; only between epochs."""
+        states = self._call_all("state", self._config.timeouts.start_s)
+        return [state for state in states if state is not None]
+
+    def end(self) -> None:
+        """End the chain in order."""
+        self._attend(self._actors[0].end.remote())
+
+    def kill(self) -> None:
+        """End the actors, whatever they do, and wait until they are gone."""
+        for actor in self._actors:
+            with contextlib.suppress(RayError):
+                ray.kill(actor)
+        deadline = time.monotonic() + self._config.timeouts.stop_s
+        for actor in self._actors:
+            while time.monotonic() < deadline and self._lives(actor):
+                time.sleep(0.05)
+        self._actors = []
+
+    def _lives(self, actor: Any) -> bool:
+        try:
+            ray.get(actor.identify.remote(), timeout=0.5)
+        except RayActorError:
+            return False
+        except RayError:
+            return True
+        return True
+
+    def _call_all(self, method: str, timeout_s: float, *arguments: Any) -> list[Any]:
+        references = [getattr(actor, method).remote(*arguments) for actor in self._actors]
+        deadline = time.monotonic() + timeout_s
+        return [
+            self._get(reference, hop, max(0.0, deadline - time.monotonic())) for hop, reference in enumerate(references)
+        ]
+
+    def _get(self, reference: Any, hop: int, timeout_s: float) -> Any:
+        place = self._plan.members[hop].place
+        where = f"host {place.host}, stage {place.name}"
+        try:
+            return ray.get(reference, timeout=timeout_s)
+        except RayTaskError as error:
+            raise _unwrap(error, where) from error
+        except RayActorError as error:
+            if isinstance(error.cause if hasattr(error, "cause") else None, MslError):
+                raise
+            raise _creation_error(error, where) from error
+        except ray.exceptions.GetTimeoutError as error:
+            raise ClusterError(f"{where}: no answer within {timeout_s:.0f} s (timeouts.start_s)") from error
+
+    def _attend(self, reference: Any) -> Any:
+        """Wait for a call to the source while watching over all members."""
+        while True:
+            waiting = [reference, *self._endings, *self._reports]
+            ready, _ = ray.wait(waiting, num_returns=1, timeout=_TICK_S)
+            for done in ready:
+                if done == reference:
+                    try:
+                        result = ray.get(reference)
+                    except RayError as error:
+                        raise self._failure(error) from error
+                    self._collect_reports()
+                    return result
+                if done in self._reports:
+                    self._take_report(done)
+                else:
+                    self._take_ending(done)
+            self._ask_for_reports()
+            if self._session.dead_hosts():
+                raise self._failure(None)
+
+    def _ask_for_reports(self) -> None:
+        now = time.monotonic()
+        if now < self._next_report or self._reports:
+            return
+        self._next_report = now + _REPORT_EVERY_S
+        self._reports = {actor.status.remote(): hop for hop, actor in enumerate(self._actors)}
+
+    def _take_report(self, reference: Any) -> None:
+        del self._reports[reference]
+        try:
+            self._watch(ray.get(reference))
+        except RayError as error:
+            raise self._failure(error) from error
+
+    def _collect_reports(self) -> None:
+        """The rest of the reports, so that nothing of an epoch is missing when it is told."""
+        for reference in list(self._reports):
+            self._take_report(reference)
+        for report in self._call_all("status", self._config.timeouts.start_s):
+            self._watch(report)
+
+    def _take_ending(self, reference: Any) -> None:
+        self._endings.pop(reference)
+        try:
+            fault: Fault | None = ray.get(reference)
+        except RayError as error:
+            raise self._failure(error) from error
+        if fault is not None:
+            raise self._failure(None)
+
+    def _failure(self, error: RayError | None) -> StageError:
+        """Ask every member for its last words, and say in one line what happened."""
+        asked = {actor.status.remote(): hop for hop, actor in enumerate(self._actors)}
+        ray.wait(list(asked), num_returns=len(asked), timeout=_LAST_WORDS_S)
+        reports: dict[str, Report] = {}
+        dead: list[Obituary] = []
+        for reference, hop in asked.items():
+            place = self._plan.members[hop].place
+            try:
+                reports[place.name] = ray.get(reference, timeout=0)
+            except RayActorError as gone:
+                dead.append(Obituary(place.host, place.name, _cause_of_death(gone)))
+            except RayError:
+                continue  # no answer in time: it is heard through its neighbours' faults
+        return StageError(diagnose(reports, dead, self._session.dead_hosts(), error))
+
+
+def _cause_of_death(error: RayActorError) -> str:
+    text = str(error).lower()
+    if "node" in text and ("died" in text or "dead" in text) and "raylet" in text:
+        return "its raylet is gone"
+    return "its process is gone"
+
+
+def _unwrap(error: RayTaskError, where: str) -> MslError:
+    """The error that a member raised, with its place in front."""
+    cause = error.cause
+    if isinstance(cause, MslError):
+        return type(cause)(f"{where}: {cause}")
+    last = str(cause).strip().splitlines()[-1] if str(cause).strip() else type(cause).__name__
+    return StageError(f"{where}: {last}")
+
+
+def _creation_error(error: RayActorError, where: str) -> MslError:
+    """Why an actor could not be made: the last line of its traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    last = lines[-1] if lines else type(error).__name__
+    name, _, message = last.partition(": ")
+    if name.endswith("ConfigError"):
+        return ConfigError(f"{where}: {message}")
+    return StageError(f"{where}: {last}")
+
+
+@contextlib.contextmanager
+def running(config: Config, plan: Plan, session: Session, state: StageState, watcher: Watcher) -> Iterator[Chain]:
+    """A started chain; its actors are gone in the end."""
+    chain = Chain(config, plan, session, watcher)
+    try:
+        chain.start(state)
+        yield chain
+    finally:
+        chain.kill()

@@ -1,0 +1,251 @@
+"""The Ray cluster as a job sees it: its hosts as Ray nodes, and this process connected as a driver."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.state import list_actors
+
+from msl.actors import local
+from msl.config import Config
+from msl.errors import ClusterError
+from msl.net import namespace
+from msl.plan import lay_out
+
+_POLL_S = 0.1
+MEMBER_PREFIX = "msl-"
+"""How the names of chain members begin among Ray's actors."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A host as a Ray node."""
+
+    host: str
+    node_id: str
+    address: str
+    cpus: int
+    metrics_port: int
+
+
+@dataclass(frozen=True)
+class Session:
+    """This process as a driver of a cluster."""
+
+    nodes: Mapping[str, Node]
+    cluster: local.LocalCluster | None
+    """The built-in local cluster; None on an existing one."""
+
+    def dead_hosts(self) -> list[str]:
+        """Hosts of the local cluster whose raylet is gone."""
+        return [host.name for host in self.cluster.dead_hosts()] if self.cluster else []
+
+
+@dataclass(frozen=True)
+class Network:
+    """Where this process stands after `enter_network`."""
+
+    kept: local.LocalCluster | None
+    """The running local cluster that was joined."""
+    private: bool
+    """Whether this process has left the machine's own network."""
+
+
+def enter_network(config: Config, say: Callable[[str], None]) -> Network:
+    """Move this process to where the cluster is reached: the namespace of a running one, or a new one.
+
+    Call it first, before anything starts a thread: a namespace belongs to a thread.
+
+    Raises:
+        ClusterError: the running cluster is broken, or cannot be entered.
+    """
+    if config.cluster.address is not None:
+        return Network(None, False)
+    for name in local.stop_stale():
+        say(f"removed what the crashed cluster {name!r} had left behind")
+    kept = local.find(config.cluster.name)
+    if kept is not None:
+        if dead := kept.dead_hosts():
+            raise ClusterError(
+                f"the raylet of host {dead[0].name} of the running cluster {kept.name!r} is gone; restart the cluster"
+                " with 'msl down' and 'msl up'"
+            )
+        if kept.private:
+            namespace.join(kept.hosts[0].pid)
+        return Network(kept, kept.private)
+    if config.cluster.network == "host":
+        say("cluster.network is 'host': Ray listens on all interfaces of this machine (it asks for its token)")
+        return Network(None, False)
+    reason = namespace.isolate()
+    if reason is not None:
+        say(f"no private network: {reason}; Ray listens on all interfaces of this machine (it asks for its token)")
+    return Network(None, reason is None)
+
+
+@contextlib.contextmanager
+def session(config: Config, hosts: Sequence[str], network: Network, say: Callable[[str], None]) -> Iterator[Session]:
+    """Connect to the config's cluster, starting a local one if none is kept; undone in the end.
+
+    Raises:
+        ClusterError: the cluster did not start, cannot be reached, or lacks a host.
+    """
+    if config.cluster.address is not None:
+        with _driver(config.cluster.address, None, config):
+            yield Session(_nodes(config, hosts, config.timeouts.start_s), None)
+        return
+    cluster = network.kept
+    if cluster is None:
+        say(f"starting {len(hosts)} raylets, one per host")
+        cluster = local.start(config, hosts, network.private, keep=False)
+    else:
+        _check_hosts(cluster, hosts)
+        say(f"using the running cluster {cluster.name!r}")
+    try:
+        with _driver(cluster.gcs, cluster, config):
+            yield Session(_nodes(config, hosts, config.timeouts.start_s, cluster), cluster)
+    finally:
+        if network.kept is None:
+            local.stop(cluster)
+
+
+def _check_hosts(cluster: local.LocalCluster, hosts: Sequence[str]) -> None:
+    names = [host.name for host in cluster.hosts]
+    missing = [host for host in hosts if host not in names]
+    if missing:
+        raise ClusterError(
+            f"the running cluster {cluster.name!r} has the hosts {', '.join(names)}, not {', '.join(missing)};"
+            " 'msl down' ends it"
+        )
+
+
+@contextlib.contextmanager
+def _driver(address: str, cluster: local.LocalCluster | None, config: Config | None) -> Iterator[None]:
+    options: dict[str, Any] = {}
+    if cluster is not None:
+        os.environ.update(local.ray_environment(cluster.token_path))
+        options["_node_ip_address"] = cluster.gcs.rpartition(":")[0]
+    elif config is not None and config.cluster.runtime_env:
+        options["runtime_env"] = dict(config.cluster.runtime_env)
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ClusterError(f"cannot join the Ray cluster at {address}: {reason[:300]}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _nodes(
+    config: Config, hosts: Sequence[str], timeout_s: float, cluster: local.LocalCluster | None = None
+) -> dict[str, Node]:
+    """Wait until every host is a living Ray node."""
+    ray_names = {host.name: host.ray_node or host.name for host in config.hosts}
+    addresses = {host.name: host.address for host in config.hosts}
+    asked_cpus = {host.name: host.cpus for host in config.hosts}
+    deadline = time.monotonic() + timeout_s
+    while True:
+        alive = {node["NodeName"]: node for node in ray.nodes() if node["Alive"]}
+        missing = [host for host in hosts if ray_names.get(host, host) not in alive]
+        if not missing:
+            break
+        if cluster is not None and (dead := cluster.dead_hosts()):
+            raise ClusterError(f"host {dead[0].name}: its raylet ended while starting: {cluster.log_tail(dead[0])}")
+        if time.monotonic() > deadline or cluster is None:
+            # An existing cluster is not waited for: its nodes are there, or the name is wrong.
+            raise ClusterError(
+                f"host {missing[0]}: no living Ray node {ray_names.get(missing[0], missing[0])!r} in the cluster;"
+                f" there are {', '.join(sorted(alive)) or 'none'}"
+            )
+        time.sleep(_POLL_S)
+    result = {}
+    for host in hosts:
+        node = alive[ray_names.get(host, host)]
+        cpus = asked_cpus.get(host) or int(node["Resources"].get("CPU", 1)) or 1
+        address = addresses.get(host) or node["NodeManagerAddress"]
+        result[host] = Node(host, node["NodeID"], address, cpus, node["MetricsExportPort"])
+    return result
+
+
+def bring_up(config: Config, say: Callable[[str], None]) -> local.LocalCluster:
+    """Start a config's local cluster, wait until all its hosts are there, and leave it running.
+
+    Raises:
+        ClusterError: it is running already, or did not start; nothing stays then.
+    """
+    network = enter_network(config, say)
+    if network.kept is not None:
+        names = ", ".join(host.name for host in network.kept.hosts)
+        raise ClusterError(f"the cluster {network.kept.name!r} is up already (hosts {names}); 'msl down' ends it")
+    hosts, _ = lay_out(config)
+    cluster = local.start(config, hosts, network.private, keep=True)
+    try:
+        with _driver(cluster.gcs, cluster, config):
+            _nodes(config, hosts, config.timeouts.start_s, cluster)
+    except BaseException:
+        local.stop(cluster)
+        raise
+    return cluster
+
+
+@dataclass(frozen=True)
+class HostStatus:
+    """A host of a running cluster."""
+
+    name: str
+    state: str
+    address: str
+    cpus: int
+    metrics: str
+    """URL of its Prometheus metrics."""
+    members: tuple[str, ...]
+    """Members of chains that run on it."""
+
+
+@dataclass(frozen=True)
+class ClusterStatus:
+    """A running cluster."""
+
+    cluster: local.LocalCluster
+    hosts: tuple[HostStatus, ...]
+
+
+def look(name: str) -> ClusterStatus | None:
+    """How the kept cluster of that name is; None if there is none. Enters its network namespace."""
+    cluster = local.find(name)
+    if cluster is None:
+        return None
+    dead = {host.name for host in cluster.dead_hosts()}
+    nodes: dict[str, Any] = {}
+    members: dict[str, list[str]] = {}
+    if cluster.hosts[0].name not in dead:
+        if cluster.private:
+            namespace.join(cluster.hosts[0].pid)
+        with _driver(cluster.gcs, cluster, None):
+            nodes = {node["NodeName"]: node for node in ray.nodes() if node["Alive"]}
+            for actor in list_actors(filters=[("state", "=", "ALIVE")]):
+                if actor.name and actor.name.startswith(MEMBER_PREFIX) and actor.node_id:
+                    members.setdefault(actor.node_id, []).append(actor.name.rpartition("-")[2])
+    return ClusterStatus(
+        cluster,
+        tuple(
+            HostStatus(
+                host.name,
+                "dead" if host.name in dead or host.name not in nodes else "alive",
+                host.address,
+                host.cpus,
+                f"http://{host.address}:{nodes[host.name]['MetricsExportPort']}" if host.name in nodes else "-",
+                tuple(sorted(members.get(nodes[host.name]["NodeID"], ()))) if host.name in nodes else (),
+            )
+            for host in cluster.hosts
+        ),
+    )

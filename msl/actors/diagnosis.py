@@ -1,0 +1,50 @@
+"""From what the members of a broken chain still tell to the one line that says what happened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from msl.actors.member import Report
+
+_CONSEQUENCES = ("NetworkError", "ProtocolError")
+"""Kinds of fault that may be a consequence of another member's end."""
+
+
+@dataclass(frozen=True)
+class Obituary:
+    """A member that is gone."""
+
+    host: str
+    stage: str
+    cause: str
+
+
+def diagnose(
+    reports: Mapping[str, Report],
+    dead: Sequence[Obituary],
+    dead_hosts: Sequence[str],
+    error: BaseException | None = None,
+) -> str:
+    """Name host, stage and step of what broke first, as far as can be told.
+
+    Args:
+        reports: of the members that still answered, by name.
+        dead: members whose actor is gone.
+        dead_hosts: hosts whose raylet is known to be gone.
+        error: what the driver saw, told if nobody else knows anything.
+    """
+    step = max((report.step for report in reports.values()), default=0)
+    gone = [one for one in dead if one.host in dead_hosts] or list(dead)
+    if gone:
+        first = gone[0]
+        cause = f"the raylet of host {first.host} is gone" if first.host in dead_hosts else first.cause
+        return f"host {first.host}, stage {first.stage}, step {step}: the stage died: {cause}"
+    if dead_hosts:
+        return f"host {dead_hosts[0]}, step {step}: the raylet of the host is gone"
+    faults = [report.fault for report in reports.values() if report.fault is not None]
+    faults.sort(key=lambda fault: fault.kind in _CONSEQUENCES)
+    if faults:
+        return str(faults[0])
+    reason = " ".join(str(error).split())[:300] if error else "no member tells why"
+    return f"step {step}: the chain broke: {reason}"

@@ -1,0 +1,8 @@
+"""`msl bench`."""
+
+import click
+
+
+@click.group()
+def bench() -> None:
+    """Measure."""

@@ -1,0 +1,1 @@
+"""What a run tells of itself: TensorBoard, Ray's metrics, and the summary."""

@@ -1,0 +1,63 @@
+"""A run in TensorBoard: learning curves, times per stage, traffic per hop, the plan, and hparams."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from msl.pipeline.counters import StepRecord
+
+
+class TensorBoard:
+    """Writes the events of one run."""
+
+    def __init__(self, folder: Path) -> None:
+        self._writer = SummaryWriter(str(folder), flush_secs=5)
+
+    def plan(self, text: str) -> None:
+        """The plan as text."""
+        self._writer.add_text("plan", f"```\n{text}\n```")
+
+    def step(self, stage: str, record: StepRecord) -> None:
+        """One step of one stage; the source's also carries loss, accuracy and speed."""
+        add = self._writer.add_scalar
+        step = record.step
+        add(f"stage_forward_ms/{stage}", record.forward_ms, step)
+        add(f"stage_backward_ms/{stage}", record.backward_ms, step)
+        add(f"stage_receive_wait_ms/{stage}", record.wait_ms, step)
+        add(f"stage_send_ms/{stage}", record.send_ms, step)
+        add(f"stage_refused_connections/{stage}", record.refused, step)
+        for hop, (bytes_in, frames_in, bytes_out, frames_out) in record.hops.items():
+            name = f"{stage}_{hop}"
+            add(f"hop_bytes_in/{name}", bytes_in, step)
+            add(f"hop_bytes_out/{name}", bytes_out, step)
+            add(f"hop_frames_in/{name}", frames_in, step)
+            add(f"hop_frames_out/{name}", frames_out, step)
+        if record.loss is not None:
+            add("train/loss", record.loss, step)
+            if record.accuracy is not None:
+                add("train/accuracy", record.accuracy, step)
+            add("train/samples_per_second", record.samples / (record.wall_ms / 1e3), step)
+            add("train/step_ms", record.wall_ms, step)
+        if record.learning_rate is not None and stage in ("source", "sink"):
+            add("train/learning_rate", record.learning_rate, step)
+
+    def epoch(self, step: int, test_loss: float, test_accuracy: float | None) -> None:
+        """The evaluation at the end of an epoch."""
+        self._writer.add_scalar("test/loss", test_loss, step)
+        if test_accuracy is not None:
+            self._writer.add_scalar("test/accuracy", test_accuracy, step)
+
+    def hparams(self, settings: Mapping[str, str | int | float | bool], results: Mapping[str, float]) -> None:
+        """What the run was made with, and how it ended."""
+        for summary in hparams(dict(settings), dict(results)):
+            self._writer.file_writer.add_summary(summary)  # type: ignore[union-attr]
+        for name, value in results.items():
+            self._writer.add_scalar(name, value)
+
+    def close(self) -> None:
+        """Write everything out."""
+        self._writer.close()
