@@ -34,15 +34,15 @@ def make_config(**changes: object) -> Config:
     return Config.model_validate({**base, **changes})
 
 
-def make_plan(config: Config) -> Plan:
-    """Its plan, with one thread for each member."""
+def make_plan(config: Config, threads: int = 1) -> Plan:
+    """Its plan, with so many threads for each member."""
     data = build_data(config)
     hosts, places = lay_out(config)
     stages = sum(place.stage is not None for place in places)
     measured = profile(
         build_model(config), config.split.cut, stages, sample_inputs(data.train, 4), config.split.leaf_modules
     )
-    return build(config, measured, dict.fromkeys(hosts, 1))
+    return build(config, measured, dict.fromkeys(hosts, threads))
 
 
 @contextmanager
@@ -66,11 +66,13 @@ def steps_of(member: ChainMember) -> list[float]:
     return [record.loss for record in member.status().records if record.loss is not None]
 
 
-def train_split(config: Config, plan: Plan | None = None) -> tuple[list[float], StageState, list[float]]:
+def train_split(
+    config: Config, plan: Plan | None = None, threads: int = 1
+) -> tuple[list[float], StageState, list[float]]:
     """Train over a chain: losses of the steps, the merged final state, test loss after each epoch."""
     losses: list[float] = []
     tests: list[float] = []
-    with open_chain(config, plan) as members:
+    with open_chain(config, plan or make_plan(config, threads)) as members:
         source = members[0]
         step = 0
         for epoch in range(config.train.epochs):
@@ -93,9 +95,9 @@ def merge(states: list[StageState]) -> StageState:
     return StageState(weights, optimizer, states[-1].group, states[-1].schedule)
 
 
-def train_unsplit(config: Config) -> tuple[list[float], dict[str, torch.Tensor], list[float]]:
+def train_unsplit(config: Config, threads: int = 1) -> tuple[list[float], dict[str, torch.Tensor], list[float]]:
     """The same job on the unsplit model."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     data: Splits = build_data(config)
     model = build_model(config)
     train = config.train

@@ -100,6 +100,10 @@ class Connection:
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
 
+    def set_max_body(self, max_body: int) -> None:
+        """Change the largest frame body that is accepted, in bytes."""
+        self._max_body = max_body
+
     def send(self, header: Header, specs: Sequence[TensorSpec] = (), payloads: Sequence[memoryview] = ()) -> None:
         """Send a tensor frame without copying the payloads.
 

@@ -46,6 +46,10 @@ class Kind(IntEnum):
     PING = 9
 
 
+_TENSOR_KINDS = (Kind.FORWARD, Kind.BACKWARD, Kind.RESULT)
+"""Kinds that carry tensors, one at least; the others carry a document or nothing."""
+
+
 class Flag(IntFlag):
     """Bits of a FORWARD frame's header."""
 
@@ -177,7 +181,8 @@ def parse_header(raw: bytes | memoryview, max_body: int) -> Header:
         max_body: largest body that this hop accepts, in bytes.
 
     Raises:
-        ProtocolError: wrong magic, version, kind or flags, or a body larger than allowed.
+        ProtocolError: wrong magic, version, kind or flags, a body that does not fit the kind, or one larger
+            than allowed.
     """
     magic, version, kind, flags, step, micro_batch, batch_samples, num_tensors, reserved, size = _HEADER.unpack(raw)
     if magic != MAGIC:
@@ -188,6 +193,10 @@ def parse_header(raw: bytes | memoryview, max_body: int) -> Header:
         raise ProtocolError(f"unknown frame kind {kind}")
     if flags & ~(Flag.TRAIN | Flag.STEP) or reserved:
         raise ProtocolError(f"unknown header flags {flags:#x} or reserved bytes {reserved:#x}")
+    if flags and (kind != Kind.FORWARD or flags == Flag.STEP):
+        raise ProtocolError(f"flags {flags:#x} do not fit a {Kind(kind).name} frame")
+    if (num_tensors > 0) != (kind in _TENSOR_KINDS):
+        raise ProtocolError(f"a {Kind(kind).name} frame with {num_tensors} tensors")
     if num_tensors > MAX_TENSORS:
         raise ProtocolError(f"a frame with {num_tensors} tensors; at most {MAX_TENSORS} are allowed")
     if num_tensors == 0 and size > MAX_DOCUMENT:
@@ -289,7 +298,7 @@ def parse_document(raw: bytes | memoryview) -> dict[str, Any]:
         return {}
     try:
         document = json.loads(bytes(raw).decode("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of more digits than Python reads
         raise ProtocolError("a control frame's body is not JSON in UTF-8") from error
     if not isinstance(document, dict):
         raise ProtocolError("a control frame's document is not a JSON object")

@@ -18,14 +18,18 @@ from typing import Any
 
 from msl.errors import NetworkError, ProtocolError
 from msl.net.connection import Connection, refuse
-from msl.net.frame import Header, Kind
+from msl.net.frame import MAX_DOCUMENT, Header, Kind
 
 log = logging.getLogger(__name__)
 
 _HELLO_S = 5.0
 """A connection that has not said HELLO after this time is closed."""
 _MAX_PENDING = 32
-"""Connections whose HELLO is awaited at once; more are closed unheard."""
+"""Connections whose HELLO is awaited at once; for one more, the oldest is closed."""
+_SHOWN = 200
+"""Characters of a stranger's text that are repeated in a message."""
+_LONGEST_REASON = 1000
+"""Characters of a next hop's reason to refuse; it may hold the reasons of the hops behind it."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +54,21 @@ def read_hello(document: Mapping[str, Any]) -> Hello:
     """
     expected = {"job": str, "hop": int, "schema": str, "in_flight": int}
     if set(document) != set(expected):
-        raise ProtocolError(f"a HELLO has the fields {', '.join(expected)}, not {', '.join(map(str, document))}")
+        found = ", ".join(map(repr, document))[:_SHOWN] or "none"
+        raise ProtocolError(f"a HELLO has the fields {', '.join(expected)}, not {found}")
     for name, kind in expected.items():
         if type(document[name]) is not kind:
             raise ProtocolError(f"HELLO: {name} is not of type {kind.__name__}")
     return Hello(**document)
 
 
-def say_hello(connection: Connection, hello: Hello) -> list[dict[str, Any]]:
+def say_hello(connection: Connection, hello: Hello, timeout_s: float) -> list[dict[str, Any]]:
     """Open the chain from here on; blocks until the sink has welcomed it.
+
+    Args:
+        connection: to the next hop.
+        hello: the HELLO that the next hop expects.
+        timeout_s: deadline of the whole opening, of a peer that sends pings meanwhile as well.
 
     Returns:
         The stages from the next hop to the sink, as WELCOME lists them.
@@ -66,11 +76,14 @@ def say_hello(connection: Connection, hello: Hello) -> list[dict[str, Any]]:
     Raises:
         NetworkError: refused, or no answer in time.
     """
+    deadline = time.monotonic() + timeout_s
     connection.send_document(Header(Kind.HELLO), asdict(hello))
     while (frame := connection.receive()).kind is Kind.PING:
-        pass
+        if time.monotonic() > deadline:
+            raise NetworkError(f"no WELCOME from {connection.peer} within {timeout_s:g} s, though it sends pings")
     if frame.kind is Kind.ERROR:
-        raise NetworkError(f"{connection.peer} refused the connection: {frame.document.get('message')}")
+        reason = " ".join(str(frame.document.get("message")).split())[:_LONGEST_REASON]
+        raise NetworkError(f"{connection.peer} refused the connection: {reason}")
     path = frame.document.get("path")
     if frame.kind is not Kind.WELCOME or not isinstance(path, list):
         raise ProtocolError(f"{connection.peer} answered a HELLO with {frame.kind.name}")
@@ -97,7 +110,7 @@ class Doorkeeper:
         self._let_in: queue.SimpleQueue[tuple[Connection, socket.socket]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._taken = False
-        self._pending: set[Connection] = set()
+        self._pending: dict[Connection, None] = {}  # in the order of their arrival
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._accept, name="msl-accept", daemon=True)
         self._thread.start()
@@ -121,11 +134,14 @@ class Doorkeeper:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        self._thread.join(timeout=_HELLO_S)
         with self._lock:
             pending = list(self._pending)
         for connection in pending:
             connection.close()
-        self._thread.join(timeout=_HELLO_S)
+        with contextlib.suppress(queue.Empty):
+            while True:  # let in, but admitted by nobody
+                self._let_in.get_nowait()[0].close()
 
     def _accept(self) -> None:
         while not self._closed.is_set():
@@ -137,16 +153,16 @@ class Doorkeeper:
                 log.warning("accept failed: %s", error)
                 time.sleep(0.1)  # e.g. out of descriptors: let some be closed
                 continue
+            # A stranger gets no memory but for a document, and a crowd of silent ones cannot keep the right peer
+            # out: it says HELLO at once, so the one that has been silent longest goes.
+            connection = Connection(sock, f"a peer at {address[0]}", MAX_DOCUMENT, _HELLO_S)
             with self._lock:
-                crowded = len(self._pending) >= _MAX_PENDING
-                if crowded:
-                    self.refused += 1
-            if crowded:
-                sock.close()
-                continue
-            connection = Connection(sock, f"a peer at {address[0]}", self._max_body, _HELLO_S)
-            with self._lock:
-                self._pending.add(connection)
+                oldest = next(iter(self._pending)) if len(self._pending) >= _MAX_PENDING else None
+                if oldest is not None:
+                    del self._pending[oldest]
+                self._pending[connection] = None
+            if oldest is not None:
+                oldest.close()
             threading.Thread(target=self._examine, args=(connection, sock), name="msl-hello", daemon=True).start()
 
     def _examine(self, connection: Connection, sock: socket.socket) -> None:
@@ -169,17 +185,18 @@ class Doorkeeper:
                 connection.close()
         else:
             connection.peer = self._peer
+            connection.set_max_body(self._max_body)
             self._let_in.put((connection, sock))
         finally:
             deadline.cancel()
             with self._lock:
-                self._pending.discard(connection)
+                self._pending.pop(connection, None)
 
     def _check(self, hello: Hello) -> None:
         for name, said in asdict(hello).items():
             wanted = getattr(self._expected, name)
             if said != wanted:
-                shown = "another job" if name == "job" else f"{name} {said!r}, expected {wanted!r}"
+                shown = "another job" if name == "job" else f"{name} {said!r:.{_SHOWN}}, expected {wanted!r}"
                 raise ProtocolError(f"the HELLO is for {shown}")
         with self._lock:
             if self._taken:

@@ -64,7 +64,9 @@ def open_relay(fabric: Fabric, plan: HopPlan, door: Doorkeeper) -> tuple[Connect
             following, path = _onward(fabric, plan, accepted, deadline)
         previous.send_document(Header(Kind.WELCOME), {"path": [plan.own, *path]})
     except MslError as error:
-        refuse(previous, error)
+        for connection in (previous, following):
+            if connection is not None:
+                refuse(connection, error)
         raise
     return previous, following
 
@@ -75,9 +77,10 @@ def _onward(fabric: Fabric, plan: HopPlan, accepted: Any, deadline: float) -> tu
         sock = fabric.onward(accepted)
     except NetworkError as error:
         raise NetworkError(f"{peer}: {error}") from error
-    connection = Connection(sock, peer, plan.max_body, max(0.1, deadline - time.monotonic()))
+    left_s = max(0.1, deadline - time.monotonic())
+    connection = Connection(sock, peer, plan.max_body, left_s)
     try:
-        path = say_hello(connection, _for_next(plan))
+        path = say_hello(connection, _for_next(plan), left_s)
     except BaseException:
         connection.close()
         raise

@@ -8,6 +8,9 @@ from typing import Any
 
 from msl.errors import MslError
 
+LONGEST_MESSAGE = 1000
+"""Characters of an error's message that travel; the document of a frame is bounded."""
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -35,7 +38,7 @@ def read_fault(document: Mapping[str, Any]) -> Fault:
     """Make sense of an ERROR's document, also of one that leaves fields out."""
 
     def text(name: str) -> str:
-        return str(document.get(name, "?"))[:1000]
+        return str(document.get(name, "?"))[:LONGEST_MESSAGE]
 
     def number(name: str) -> int:
         value = document.get(name)

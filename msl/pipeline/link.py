@@ -21,6 +21,9 @@ _PINGS_PER_SILENCE = 4
 _CONTROL_FRAMES = 8
 """Frames that may be queued besides those of the micro-batches in flight."""
 
+_LAST_WORDS_S = 0.5
+"""Time for the receiver to read a broken peer's ERROR after sending to it has failed."""
+
 
 class Arrival(NamedTuple):
     """What a link puts into its stage's inbox: a frame, or the error that ended it."""
@@ -62,7 +65,8 @@ class Link:
         self._in_flight = in_flight
         self._ping_s = silence_s / _PINGS_PER_SILENCE
         self._outbox: queue.SimpleQueue[_Outgoing | None] = queue.SimpleQueue()
-        self._unanswered = 0
+        self._open = 0
+        """Requests (FORWARD, EPOCH, END) under way on this hop whose answer has not come yet."""
         self._lock = threading.Lock()
         connection.set_silence(silence_s)
         self._threads = [
@@ -102,12 +106,12 @@ class Link:
 
     def _put(self, outgoing: _Outgoing) -> None:
         # The protocol itself bounds the queue: no more micro-batches than in_flight are ever under way. A
-        # longer queue is a bug, and must not become memory growth.
+        # longer queue is a bug or a peer that does not read, and must not become memory growth.
         if self._outbox.qsize() > self._in_flight + _CONTROL_FRAMES:
             raise ProtocolError(f"more frames queued for {self.connection.peer} than are allowed in flight")
-        if outgoing.header.kind in (Kind.BACKWARD, Kind.RESULT):
+        if outgoing.header.kind is not Kind.ERROR:
             with self._lock:
-                self._unanswered -= 1
+                self._open += -1 if self.side == "previous" else 1
         self._outbox.put(outgoing)
 
     def _receive(self) -> None:
@@ -116,19 +120,26 @@ class Link:
                 frame = self.connection.receive()
                 if frame.kind is Kind.PING:
                     continue
-                if frame.kind is Kind.FORWARD:
-                    self._admit()
+                if frame.kind is not Kind.ERROR:
+                    self._admit(frame)
                 self._inbox.put(Arrival(self.side, frame))
                 if frame.kind is Kind.ERROR:
                     return
         except MslError as error:
             self._inbox.put(Arrival(self.side, error))
 
-    def _admit(self) -> None:
+    def _admit(self, frame: Frame) -> None:
+        """Count a frame before it is queued, so that a peer cannot fill the inbox faster than it is emptied.
+
+        The previous hop sends requests, the next hop answers; that a frame's kind fits is for the loop to check.
+        """
         with self._lock:
-            self._unanswered += 1
-            if self._unanswered > self._in_flight:
-                raise ProtocolError(f"{self.connection.peer} has more than {self._in_flight} micro-batches in flight")
+            self._open += 1 if self.side == "previous" else -1
+            too_many, unasked = self._open > self._in_flight, self._open < 0
+        if too_many:
+            raise ProtocolError(f"{self.connection.peer} has more than {self._in_flight} micro-batches in flight")
+        if unasked:
+            raise ProtocolError(f"{self.connection.peer} sent a {frame.kind.name} frame that answers nothing")
 
     def _send(self) -> None:
         while True:
@@ -146,6 +157,9 @@ class Link:
                     self.connection.send_document(outgoing.header, outgoing.document)
                 self.send_ms += (time.perf_counter() - start) * 1e3
             except NetworkError as error:
+                # A peer that fails sends ERROR and closes. What it said is worth more than that it no longer
+                # listens: let the receiver, which is about to end, tell first.
+                self._threads[0].join(timeout=_LAST_WORDS_S)
                 self._inbox.put(Arrival(self.side, error))
                 return
             for lease in outgoing.leases:

@@ -19,7 +19,7 @@ from msl.net.connection import Frame
 from msl.net.frame import Flag, Header, Kind, Role, TensorSpec
 from msl.pipeline.counters import Counters, StepRecord
 from msl.pipeline.exchange import answered, append_metric, check_finite, leases_of, measure, pass_on, present
-from msl.pipeline.fault import Fault, FaultError, read_fault
+from msl.pipeline.fault import LONGEST_MESSAGE, Fault, FaultError, read_fault
 from msl.pipeline.link import Inbox, Link
 from msl.pipeline.stage import Stage
 from msl.pipeline.wire import describe_all, tensors_in
@@ -76,7 +76,7 @@ class StageLoop:
                 self.host,
                 self.counters.step,
                 self.counters.micro_batch,
-                " ".join(message.split()),
+                " ".join(message.split())[:LONGEST_MESSAGE],
             )
         for link in self.links:
             with contextlib.suppress(ProtocolError):  # a full queue: the peer will see the connection close

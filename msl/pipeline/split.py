@@ -5,12 +5,12 @@ from __future__ import annotations
 import operator
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import fx, nn
 
 from msl.errors import ConfigError
+from msl.pipeline.observe import Observed, observe
 from msl.pipeline.trace import Trace, boundaries, live_values, trace
 
 Tensors = tuple[torch.Tensor, ...]
@@ -64,21 +64,18 @@ def _sequential(model: nn.Sequential, cut: Sequence[str]) -> list[nn.Module] | N
 
 def _graph_stages(traced: Trace, cut: Sequence[str], example: Tensors) -> list[nn.Module]:
     starts = boundaries(traced, cut)
+    observed = observe(traced, example)
+    kinds = observed.kinds
     assigned: dict[fx.Node, int] = {}
     for index, node in enumerate(traced.nodes):
         assigned[node] = sum(index >= start for start in starts)
-        if node.op == "call_function" and node.target is operator.getitem and node.args[0] in assigned:
+        made = node.args[0] if node.op == "call_function" and node.target is operator.getitem else None
+        if made in assigned and kinds[made] is not torch.Tensor:  # type: ignore[index]
             # An element of a tuple is taken where the tuple is made, so that tensors cross, not tuples.
-            assigned[node] = assigned[node.args[0]]  # type: ignore[index]
+            assigned[node] = assigned[made]  # type: ignore[index]
     crossing = live_values(traced.graph, assigned.__getitem__, len(starts) + 1)
-    kinds = _kinds(traced, example)
     for index, nodes in enumerate(crossing):
-        for node in nodes:
-            if kinds[node] not in (torch.Tensor, int, float, bool):
-                raise ConfigError(
-                    f"split.cut[{index}]: a cut before {cut[index]!r} would have to carry {node.name!r}, a"
-                    f" {kinds[node].__name__}; only tensors and plain numbers can cross"
-                )
+        _check_crossing(index, cut[index], nodes, assigned, observed)
     for stage in range(len(starts) + 1):
         if not any(assigned[node] == stage and kinds[node] is torch.Tensor for node in traced.nodes):
             raise ConfigError(f"split.cut: stage {stage} would be empty: no tensor is computed in it")
@@ -95,33 +92,27 @@ def _graph_stages(traced: Trace, cut: Sequence[str], example: Tensors) -> list[n
     ]
 
 
-class _Kinds(fx.Interpreter):
-    """Runs a graph and notes the Python type of each value."""
-
-    def __init__(self, traced: Trace) -> None:
-        super().__init__(traced.model, graph=traced.graph)
-        self.kinds: dict[fx.Node, type] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        self.kinds[n] = torch.Tensor if isinstance(value, torch.Tensor) else type(value)
-        return value
-
-
-def _kinds(traced: Trace, example: Tensors) -> dict[fx.Node, type]:
-    interpreter = _Kinds(traced)
-    was_training = traced.model.training
-    traced.model.eval()
-    try:
-        with torch.no_grad():
-            interpreter.run(*example)
-    except Exception as error:
-        raise ConfigError(
-            f"split: {type(traced.model).__name__} does not run on a sample of the data: {error}".splitlines()[0]
-        ) from error
-    finally:
-        traced.model.train(was_training)
-    return interpreter.kinds
+def _check_crossing(
+    index: int, name: str, nodes: Sequence[fx.Node], assigned: Mapping[fx.Node, int], observed: Observed
+) -> None:
+    where = f"split.cut[{index}]: a cut before {name!r}"
+    memory: dict[int, fx.Node] = {}
+    for node in nodes:
+        if observed.kinds[node] not in (torch.Tensor, int, float, bool):
+            raise ConfigError(
+                f"{where} would have to carry {node.name!r}, a {observed.kinds[node].__name__}; only tensors and plain"
+                " numbers can cross"
+            )
+        if node not in observed.memory:
+            continue
+        other = memory.setdefault(observed.memory[node], node)
+        changing = [n for n in observed.changes.get(observed.memory[node], ()) if assigned[n] > index]
+        if other is not node and changing:
+            # Beyond the cut the two would be copies, and only one of them would change.
+            raise ConfigError(
+                f"{where} would separate {other.name!r} and {node.name!r}, which share memory that"
+                f" {changing[0].name!r} changes in place later; cut elsewhere, or make that operation not in-place"
+            )
 
 
 def _stage_module(
