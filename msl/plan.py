@@ -117,13 +117,17 @@ def lay_out(config: Config) -> tuple[tuple[str, ...], tuple[Place, ...]]:
     size = stages + extra
     if size < 2:
         raise ConfigError(
-            f"split: {stages} stage{'s' * (stages != 1)} and stage_at_source {chain.stage_at_source} leave no chain;"
-            " a source and a sink are needed: make two stages or more, or set chain.stage_at_source to false"
+            f"split: {_count(stages, 'stage')} cannot make a chain, which has a source and a sink; "
+            + (
+                "make two stages or more, or set chain.stage_at_source to false"
+                if chain.stage_at_source
+                else "make one stage or more"
+            )
         )
     if chain.nsfs is not None and len(chain.nsfs) != size - 2:
         raise ConfigError(
-            f"chain.nsfs: {len(chain.nsfs)} hosts for {size - 2} NSFs: {stages} stages, one of them at the sink"
-            + ("" if extra else ", one at the source")
+            f"chain.nsfs: {_count(len(chain.nsfs), 'host')} for {_count(size - 2, 'NSF')}: {_count(stages, 'stage')},"
+            " one of them at the sink" + ("" if extra else ", one at the source")
         )
     if not names:
         given = (chain.source, *(chain.nsfs or ()), chain.sink)
@@ -138,6 +142,10 @@ def lay_out(config: Config) -> tuple[tuple[str, ...], tuple[Place, ...]]:
         Place(hop, name, role, host, hop - extra if hop >= extra else None)
         for hop, ((name, role), host) in enumerate(zip(roles, order, strict=True))
     )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _stages_asked(config: Config) -> int | None:
@@ -159,8 +167,8 @@ def _order(config: Config, names: tuple[str, ...], size: int) -> tuple[str, ...]
     between = [name for name in names if name not in (source, sink)]
     if len(between) < size - 2:
         raise ConfigError(
-            f"hosts: {len(between)} hosts between source and sink for {size - 2} NSFs; add hosts, or name the NSFs'"
-            " hosts in chain.nsfs (a host may stand there more than once)"
+            f"hosts: {_count(len(between), 'host')} between source and sink for {_count(size - 2, 'NSF')}; add hosts,"
+            " or name the NSFs' hosts in chain.nsfs (a host may stand there more than once)"
         )
     return (source, *between[: size - 2], sink)
 

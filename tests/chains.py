@@ -46,13 +46,17 @@ def make_plan(config: Config, threads: int = 1) -> Plan:
 
 
 @contextmanager
-def open_chain(config: Config, plan: Plan | None = None) -> Iterator[list[ChainMember]]:
-    """All members of a job, connected; closed in the end."""
+def open_chain(
+    config: Config, plan: Plan | None = None, state: StageState | None = None
+) -> Iterator[list[ChainMember]]:
+    """All members of a job, connected, with a state to begin with; closed in the end."""
     plan = plan or make_plan(config)
     job = secrets.token_hex(16)
     members = [ChainMember(config, plan, hop, job, "127.0.0.1") for hop in range(len(plan.members))]
     try:
         ends = [member.listen() for member in members]
+        for member in members if state else ():
+            member.load(state)
         for hop in range(len(members) - 1, -1, -1):
             members[hop].open(ends[hop + 1] if hop + 1 < len(ends) else None)
         yield members

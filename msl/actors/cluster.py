@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -134,11 +135,13 @@ def _driver(address: str, cluster: local.LocalCluster | None, config: Config | N
     elif config is not None and config.cluster.runtime_env:
         options["runtime_env"] = dict(config.cluster.runtime_env)
     logging.getLogger("ray").setLevel(logging.ERROR)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ClusterError(f"cannot join the Ray cluster at {address}: {reason[:300]}") from error
+    signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in place, which ends the process at once
     try:
         yield
     finally:

@@ -235,6 +235,7 @@ class ChainMember:
     def _relay(self, fabric: Fabric) -> None:
         """The compute thread of an NSF or the sink."""
         assert self._door is not None
+        set_threads(self._me.threads)
         try:
             previous, following = open_relay(fabric, self._hop_plan, self._door)
         except MslError as error:
@@ -267,6 +268,7 @@ class ChainMember:
             raise NetworkError("the chain is not open")
         if self._fault is not None:
             raise StageError(str(self._fault))
+        set_threads(self._me.threads)
         try:
             return call(self._loop)
         except Exception as error:

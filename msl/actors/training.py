@@ -28,6 +28,7 @@ from msl.plan_text import render
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.yaml"
 SUMMARY = "summary.json"
+PLACEMENT = "placement.json"
 
 
 class Observer(Protocol):
@@ -113,6 +114,7 @@ def train(config: Config, folder: Path, resume: Path | None, observer: Observer)
         run = _Run(config, folder, plan, observer, board, list(progress.history), progress.step)
         try:
             with running(config, plan, cluster, state, run.watch) as chain:
+                _write_placement(run, chain)
                 observer.say(" -> ".join(f"{hop['name']}@{hop['host']}" for hop in chain.path) + " is open")
                 _train_epochs(run, chain, job, progress.epoch)
                 chain.end()
@@ -122,6 +124,15 @@ def train(config: Config, folder: Path, resume: Path | None, observer: Observer)
         finally:
             board.close()
         return run.write_summary(True)
+
+
+def _write_placement(run: _Run, chain: Chain) -> None:
+    """Where each member really runs: its host's Ray node, and its process."""
+    members = [
+        {"name": m.place.name, "host": m.place.host, "ray_node": i.ray_node, "pid": i.pid, "threads": i.threads}
+        for m, i in zip(run.plan.members, chain.identities(), strict=True)
+    ]
+    write_json(run.folder / PLACEMENT, {"members": members})
 
 
 def _train_epochs(run: _Run, chain: Chain, job: Job, first: int) -> None:

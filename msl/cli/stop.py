@@ -9,32 +9,31 @@ from types import FrameType
 from typing import Any
 
 
-class Stopped(BaseException):
-    """The user asked to stop; not an Exception, so that nothing on the way takes it for a failure."""
+class Stopped(Exception):
+    """The user asked to stop; the message is the signal's name."""
 
 
 @contextlib.contextmanager
 def orderly_stop(say: Callable[[str], None]) -> Iterator[None]:
-    """Raise `Stopped` in the main thread at the first SIGINT or SIGTERM; answer later ones with a line."""
-    asked = False
+    """Turn the first SIGINT or SIGTERM into `Stopped`; answer later ones with a line.
+
+    On the way out the body sees a KeyboardInterrupt, the one exception that Ray's own waits let through.
+    """
+    asked: str | None = None
 
     def stop(number: int, _frame: FrameType | None) -> None:
         nonlocal asked
         if asked:
             say("stopping already; what is running is being ended")
             return
-        asked = True
-        raise Stopped(signal.Signals(number).name)
+        asked = signal.Signals(number).name
+        raise KeyboardInterrupt
 
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def install() -> None:
-        for number in before:
-            signal.signal(number, stop)
-
-    install()
+    before: dict[int, Any] = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+    except KeyboardInterrupt:
+        raise Stopped(asked or "SIGINT") from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -6,22 +6,33 @@ module exist that is to be cut before?) is checked when the plan is built, still
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,47}")
 _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_HOST_PORT = re.compile(r"([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}")
 
-Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Seconds = Annotated[float, Field(strict=True, gt=0, le=86_400)]
 
 
 def _check_name(value: str) -> str:
     if not _NAME.fullmatch(value):
         raise ValueError("a name is 1 to 48 letters, digits, '.', '_' or '-', and starts with a letter or digit")
     return value
+
+
+Name = Annotated[str, AfterValidator(_check_name)]
+
+
+def _repeated(names: Sequence[str]) -> int | None:
+    """Index of the first name that stands twice."""
+    return next((index for index, name in enumerate(names) if name in names[:index]), None)
 
 
 class _Frozen(BaseModel):
@@ -57,7 +68,7 @@ class SplitConfig(_Frozen):
 
     cut: tuple[str, ...] | None = None
     """Named modules before which the model is cut, in the order of the forward pass."""
-    stages: Annotated[int, Field(ge=1, le=64)] | None = None
+    stages: Annotated[int, Field(strict=True, ge=1, le=64)] | None = None
     """Instead of `cut`: this many stages, balanced by measured forward and backward time."""
     leaf_modules: tuple[str, ...] = ()
     """Named modules that are kept whole and not traced into (for control flow that depends on data)."""
@@ -65,18 +76,18 @@ class SplitConfig(_Frozen):
     @model_validator(mode="after")
     def _one_of_both(self) -> SplitConfig:
         if self.cut is not None and self.stages is not None:
-            raise ValueError("give either 'cut' (names of modules) or 'stages' (a number), not both")
-        if self.cut is not None and len(set(self.cut)) != len(self.cut):
-            raise ValueError("a module is named twice in 'cut'")
+            raise ValueError(f"stages: {self.stages}: give either 'cut' (names of modules) or 'stages', not both")
+        if (index := _repeated(self.cut or ())) is not None:
+            raise ValueError(f"cut[{index}]: {(self.cut or ())[index]!r}: is named twice")
         return self
 
 
 class HostConfig(_Frozen):
     """A machine of the cluster."""
 
-    name: str
+    name: Name
     """The host's name in this file."""
-    cpus: Annotated[int, Field(ge=1, le=1024)] | None = None
+    cpus: Annotated[int, Field(strict=True, ge=1, le=1024)] | None = None
     """CPUs that the host's stages may use. Default: an equal share of the machine on the built-in local
     cluster, what Ray says of the node on an existing one."""
     ray_node: str | None = None
@@ -84,44 +95,50 @@ class HostConfig(_Frozen):
     address: str | None = None
     """Address on which the host's NSFs listen. Default: the address of the host's Ray node."""
 
-    _name = field_validator("name")(_check_name)
-
     @field_validator("address")
     @classmethod
     def _is_address(cls, value: str | None) -> str | None:
         if value is not None:
-            ipaddress.ip_address(value)
+            try:
+                ipaddress.ip_address(value)
+            except ValueError:
+                raise ValueError("must be an IPv4 or IPv6 address of the host, e.g. 10.0.0.2") from None
         return value
 
 
 class ClusterConfig(_Frozen):
     """The Ray cluster that the hosts are nodes of."""
 
-    name: str = "local"
+    name: Name = "local"
     """Name of the built-in local cluster: `msl up`, `status` and `down` find it by this name."""
     address: str | None = None
     """`HOST:PORT` of an existing Ray cluster to join. Default: the built-in local cluster, one raylet a host."""
     network: Literal["private", "host"] = "private"
     """Built-in cluster only. `private`: a network namespace of its own, so that nothing of it can be reached
     from outside. `host`: this machine's own network; Ray then listens on all its interfaces."""
-    object_store_mb: Annotated[int, Field(ge=75, le=1_000_000)] = 80
+    object_store_mb: Annotated[int, Field(strict=True, ge=75, le=1_000_000)] = 80
     """Built-in cluster only: size of each raylet's object store in MB."""
     runtime_env: dict[str, Any] = {}
     """Existing cluster only: Ray's runtime environment for the actors (working_dir, env_vars, ...)."""
 
-    _name = field_validator("name")(_check_name)
+    @field_validator("address")
+    @classmethod
+    def _is_host_and_port(cls, value: str | None) -> str | None:
+        if value is not None and not _HOST_PORT.fullmatch(value):
+            raise ValueError("must be HOST:PORT of the Ray cluster's head, e.g. 10.0.0.1:6379")
+        return value
 
 
 class ChainConfig(_Frozen):
     """Which hosts the chain passes."""
 
-    source: str | None = None
+    source: Name | None = None
     """Host of the source: it owns the data and opens the connection. Default: the first host."""
-    nsfs: tuple[str, ...] | None = None
+    nsfs: tuple[Name, ...] | None = None
     """Hosts of the NSFs in travel order; a host may stand here more than once. Default: the hosts between."""
-    sink: str | None = None
+    sink: Name | None = None
     """Host of the sink: last stage and loss. Default: the last host."""
-    stage_at_source: bool = True
+    stage_at_source: Annotated[bool, Field(strict=True)] = True
     """Whether stage 0 lives at the source. If not, the source sends the raw inputs."""
 
 
@@ -135,15 +152,15 @@ class ScheduleConfig(Factory):
 class TrainConfig(_Frozen):
     """The training job."""
 
-    epochs: Annotated[int, Field(ge=1, le=1_000_000)] = 5
+    epochs: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 5
     """Passes over the training set."""
-    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 64
+    batch_size: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 64
     """Samples per optimizer step; the last batch of an epoch may be smaller."""
-    micro_batch: Annotated[int, Field(ge=1, le=1_000_000)] = 16
+    micro_batch: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 16
     """Samples per micro-batch; gradients accumulate over the micro-batches of a step."""
-    in_flight: Annotated[int, Field(ge=1, le=4096)] | None = None
+    in_flight: Annotated[int, Field(strict=True, ge=1, le=4096)] | None = None
     """Micro-batches under way in the chain at once. Default: the number of stages."""
-    eval_batch: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    eval_batch: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] | None = None
     """Samples per micro-batch of an evaluation. Default: `batch_size`."""
     optimizer: Factory = Factory(factory="torch.optim:SGD", args={"lr": 0.05, "momentum": 0.9})
     """The optimizer; each stage has its own, over its own parameters."""
@@ -156,7 +173,7 @@ class TrainConfig(_Frozen):
     def _micro_batch_fits(self) -> TrainConfig:
         if self.micro_batch > self.batch_size:
             raise ValueError(
-                f"micro_batch ({self.micro_batch}) is larger than batch_size ({self.batch_size}); make it at most that"
+                f"micro_batch: {self.micro_batch}: is larger than batch_size ({self.batch_size}); make it at most that"
             )
         return self
 
@@ -164,9 +181,9 @@ class TrainConfig(_Frozen):
 class CheckpointConfig(_Frozen):
     """When checkpoints are written, and how many stay."""
 
-    every: Annotated[int, Field(ge=1)] = 1
+    every: Annotated[int, Field(strict=True, ge=1)] = 1
     """Write one after every this many epochs (and after the last)."""
-    keep: Annotated[int, Field(ge=1)] = 2
+    keep: Annotated[int, Field(strict=True, ge=1)] = 2
     """Keep this many of the newest."""
 
 
@@ -188,9 +205,9 @@ class TimeoutConfig(_Frozen):
 class Config(_Frozen):
     """One job: a model, its data, where it is cut, which hosts it runs on, and how it is trained."""
 
-    name: str = "msl"
+    name: Name = "msl"
     """Name of the job; runs are kept in `runs/NAME-TIME`."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Annotated[int, Field(strict=True, ge=0, lt=2**31)] = 0
     """Seed of the initial weights, of the order of the samples, and of dropout."""
     model: ModelConfig
     """The unsplit model."""
@@ -206,7 +223,7 @@ class Config(_Frozen):
     """The Ray cluster."""
     fabric: Literal["direct"] = "direct"
     """How smashed data gets from hop to hop: `direct` is plain TCP to the next hop."""
-    max_frame_mb: Annotated[int, Field(ge=1, le=65_536)] = 512
+    max_frame_mb: Annotated[int, Field(strict=True, ge=1, le=65_536)] = 512
     """Largest frame that a hop accepts, in MiB; a larger one is refused before memory is taken for it."""
     train: TrainConfig = TrainConfig()
     """The training job."""
@@ -214,8 +231,6 @@ class Config(_Frozen):
     """Checkpoints."""
     timeouts: TimeoutConfig = TimeoutConfig()
     """Deadlines."""
-
-    _name = field_validator("name")(_check_name)
 
     @field_validator("hosts", mode="before")
     @classmethod
@@ -228,8 +243,8 @@ class Config(_Frozen):
     @model_validator(mode="after")
     def _hosts_exist(self) -> Config:
         names = [host.name for host in self.hosts]
-        if len(set(names)) != len(names):
-            raise ValueError("hosts: two hosts have the same name")
+        if (index := _repeated(names)) is not None:
+            raise ValueError(f"hosts[{index}]: {names[index]!r}: another host has this name")
         used = {
             "chain.source": self.chain.source,
             "chain.sink": self.chain.sink,
@@ -237,7 +252,9 @@ class Config(_Frozen):
         }
         for path, name in used.items():
             if name is not None and names and name not in names:
-                raise ValueError(f"{path}: no host {name!r} in hosts; there are {', '.join(names)}")
+                close = difflib.get_close_matches(name, names, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
+                raise ValueError(f"{path}: {name!r}: no such host in hosts; {hint}")
         if self.cluster.address is not None and not names:
-            raise ValueError("hosts: name the hosts of the existing cluster at cluster.address")
+            raise ValueError("hosts: is missing; name the hosts of the existing cluster at cluster.address")
         return self

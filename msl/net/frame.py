@@ -25,7 +25,7 @@ MAX_DIMS = 8
 MAX_DOCUMENT = 64 * 1024
 
 _HEADER = struct.Struct("<4sBBHIIIHHQ")
-_DESCRIPTOR = struct.Struct("<6BHQ8I16x")
+_DESCRIPTOR = struct.Struct("<6BHQ8I2Q")
 HEADER_SIZE = _HEADER.size
 DESCRIPTOR_SIZE = _DESCRIPTOR.size
 assert HEADER_SIZE == 32
@@ -123,6 +123,11 @@ class TensorFlag(IntFlag):
     """BACKWARD: there is no gradient for this tensor; it has no payload."""
 
 
+# Plain numbers: the complement of an IntFlag is no more than the flags that it lacks.
+_KNOWN_FLAGS = sum(Flag)
+_KNOWN_TENSOR_FLAGS = sum(TensorFlag)
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """Describes one tensor of a frame; its payload is `num_bytes` long."""
@@ -191,7 +196,7 @@ def parse_header(raw: bytes | memoryview, max_body: int) -> Header:
         raise ProtocolError(f"the peer speaks protocol version {version}, this side version {VERSION}")
     if kind not in Kind._value2member_map_:
         raise ProtocolError(f"unknown frame kind {kind}")
-    if flags & ~(Flag.TRAIN | Flag.STEP) or reserved:
+    if flags & ~_KNOWN_FLAGS or reserved:
         raise ProtocolError(f"unknown header flags {flags:#x} or reserved bytes {reserved:#x}")
     if flags and (kind != Kind.FORWARD or flags == Flag.STEP):
         raise ProtocolError(f"flags {flags:#x} do not fit a {Kind(kind).name} frame")
@@ -212,7 +217,7 @@ def pack_descriptor(spec: TensorSpec) -> bytes:
     """The 64 bytes that describe one tensor."""
     dims = (*spec.shape, *([0] * (MAX_DIMS - len(spec.shape))))
     return _DESCRIPTOR.pack(
-        spec.dtype, len(spec.shape), spec.codec, spec.layout, spec.role, spec.flags, 0, spec.num_bytes, *dims
+        spec.dtype, len(spec.shape), spec.codec, spec.layout, spec.role, spec.flags, 0, spec.num_bytes, *dims, 0, 0
     )
 
 
@@ -238,7 +243,8 @@ def parse_descriptors(raw: memoryview, header: Header) -> tuple[TensorSpec, ...]
 
 
 def _spec_of(index: int, fields: tuple[int, ...]) -> TensorSpec:
-    dtype, ndim, codec, layout, role, flags, reserved, num_bytes, *dims = fields
+    dtype, ndim, codec, layout, role, flags, reserved, num_bytes, *rest = fields
+    dims, reserved_end = rest[:MAX_DIMS], rest[MAX_DIMS:]
     if dtype not in DType._value2member_map_:
         raise ProtocolError(f"tensor {index}: unknown dtype code {dtype}")
     if ndim > MAX_DIMS:
@@ -249,7 +255,7 @@ def _spec_of(index: int, fields: tuple[int, ...]) -> TensorSpec:
         raise ProtocolError(f"tensor {index}: layout {layout} does not fit {ndim} dimensions")
     if role not in Role._value2member_map_:
         raise ProtocolError(f"tensor {index}: unknown role {role}")
-    if flags & ~(TensorFlag.WANTS_GRAD | TensorFlag.ABSENT) or reserved or any(dims[ndim:]):
+    if flags & ~_KNOWN_TENSOR_FLAGS or reserved or any(dims[ndim:] + reserved_end):
         raise ProtocolError(f"tensor {index}: unknown flags {flags:#x}, or unused fields that are not zero")
     spec = TensorSpec(DType(dtype), tuple(dims[:ndim]), Role(role), TensorFlag(flags), Layout(layout), Codec(codec))
     if spec.num_bytes != num_bytes:

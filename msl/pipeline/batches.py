@@ -77,7 +77,8 @@ def evaluation_batches(dataset: Dataset[Any], batch_size: int) -> Iterator[Batch
 def _batches(dataset: Dataset[Any], order: list[int], batch_size: int, micro_batch: int) -> Iterator[Batch]:
     for start in range(0, len(order), batch_size):
         inputs, target = _collate(dataset, order[start : start + batch_size])
-        pieces = zip(*(torch.split(t, micro_batch) for t in (*inputs, target)), strict=True)
+        # Cloned, so that each begins at an aligned address, as it would if it had been received.
+        pieces = zip(*([p.clone() for p in torch.split(t, micro_batch)] for t in (*inputs, target)), strict=True)
         yield Batch(len(target), tuple(MicroBatch(piece[:-1], piece[-1]) for piece in pieces))
 
 

@@ -80,8 +80,9 @@ def save(folder: Path, state: StageState, progress: Progress, keep: int) -> Path
         The checkpoint's folder.
     """
     final = folder / f"epoch-{progress.epoch:05d}"
-    temporary = folder / f".{final.name}.{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for left in folder.glob(".epoch-*"):  # of a save that was cut off
+        shutil.rmtree(left, ignore_errors=True)
+    temporary = folder / f".{final.name}"
     temporary.mkdir(parents=True)
     tensors: dict[str, torch.Tensor] = {}
     numbers: dict[str, dict[str, Any]] = {}
@@ -91,7 +92,7 @@ def save(folder: Path, state: StageState, progress: Progress, keep: int) -> Path
                 tensors[f"{name}/{key}"] = value.contiguous()
             else:
                 numbers.setdefault(name, {})[key] = value
-    save_file({name: tensor.contiguous() for name, tensor in _unshared(state.weights).items()}, temporary / _MODEL)
+    save_file(_storable(state.weights), temporary / _MODEL)
     save_file(tensors, temporary / _OPTIMIZER)
     document = {
         "format": FORMAT,
@@ -150,7 +151,7 @@ def load(path: Path, model: nn.Module) -> tuple[StageState, Progress]:
     for full_name, tensor in tensors.items():
         name, _, key = full_name.rpartition("/")
         optimizer.setdefault(name, {})[key] = tensor
-    state = StageState(_shared_again(weights, model), optimizer, document["group"], document["schedule"])
+    state = StageState(weights, optimizer, document["group"], document["schedule"])
     return state, Progress(document["epoch"], document["step"], document["seed"], tuple(document["history"]))
 
 
@@ -170,7 +171,7 @@ def _read_document(path: Path) -> dict[str, Any]:
 
 
 def _check_fit(path: Path, weights: Mapping[str, torch.Tensor], model: nn.Module) -> None:
-    own = _unshared(model.state_dict())
+    own = model.state_dict()
     for name, tensor in own.items():
         if name not in weights:
             raise CheckpointError(f"{path}: is of another model: it has no {name!r}")
@@ -184,27 +185,14 @@ def _check_fit(path: Path, weights: Mapping[str, torch.Tensor], model: nn.Module
         raise CheckpointError(f"{path}: is of another model: it has {sorted(foreign)[0]!r}, which the model has not")
 
 
-def _unshared(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Weights without second names of the same memory, which safetensors does not store."""
-    seen: set[tuple[int, torch.Size]] = set()
+def _storable(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights of which no two share memory, which safetensors would refuse: tied ones are stored twice."""
+    seen: set[int] = set()
     result = {}
     for name, tensor in weights.items():
-        key = (tensor.data_ptr(), tensor.shape)
-        if tensor.numel() and key in seen:
-            continue
-        seen.add(key)
-        result[name] = tensor
-    return result
-
-
-def _shared_again(weights: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
-    """Weights with the second names that `_unshared` left out."""
-    first: dict[tuple[int, torch.Size], str] = {}
-    result = dict(weights)
-    for name, tensor in model.state_dict().items():
-        original = first.setdefault((tensor.data_ptr(), tensor.shape), name)
-        if name not in result:
-            result[name] = result[original]
+        shared = tensor.untyped_storage().data_ptr() in seen
+        result[name] = tensor.clone() if shared else tensor.contiguous()
+        seen.add(tensor.untyped_storage().data_ptr())
     return result
 
 

@@ -1,4 +1,4 @@
-"""Settings of torch that hold for a whole process."""
+"""Settings of torch that hold for a process or a thread."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ Module = nn.Module
 
 
 def set_threads(threads: int) -> None:
-    """Threads within an operation; called before the process computes anything."""
+    """Threads within an operation.
+
+    To be called in each thread that computes: the math libraries below torch keep a number for each thread, and
+    one that computes with another number rounds differently.
+    """
     torch.set_num_threads(threads)
 
 

@@ -114,6 +114,18 @@ def test_a_source_without_a_stage() -> None:
     )
 
 
+def test_inputs_whose_micro_batches_do_not_fill_whole_cache_lines() -> None:
+    odd = {**TOY_DATA, "args": {**TOY_DATA["args"], "shape": [1, 7, 7]}}  # type: ignore[dict-item]
+    for at_source in (True, False):
+        assert_split_equals_unsplit(
+            model={"factory": "tests.unit.toys:Awkward"},
+            data=odd,
+            split={"cut": ["norm"]},
+            chain={"stage_at_source": at_source},
+            train=train_block(SGD),
+        )
+
+
 def test_the_whole_model_at_the_sink() -> None:
     assert_split_equals_unsplit(split={"cut": []}, chain={"stage_at_source": False}, train=train_block(SGD))
 

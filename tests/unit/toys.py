@@ -132,3 +132,41 @@ class ChannelsLast(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.a(x.contiguous(memory_format=torch.channels_last))
         return self.head(self.b(y).flatten(1))
+
+
+class Aliased(nn.Module):
+    """A view is taken, then its base is changed in place: both cross a cut between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, padding=1)
+        self.act = nn.ReLU(inplace=True)
+        self.head = nn.Linear(2, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        view = x[:, :2]
+        x = self.act(x)
+        return self.head((view + x[:, 2:]).mean((2, 3)))
+
+
+class TupleCrosses(nn.Module):
+    """A tuple is handed whole to a later module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = _Pair()
+        self.second = _Sum()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(x))
+
+
+class _Pair(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.unbind(x)
+
+
+class _Sum(nn.Module):
+    def forward(self, pair: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        return torch.stack(pair).sum(0)

@@ -1,0 +1,1 @@
+"""Measurements for docs/results.md: sides that are compared take turns in one process tree, round by round."""

@@ -1,0 +1,163 @@
+"""What a benchmark leaves behind: results.csv, results.md and summary.json in a folder of its own."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from msl.bench.result import Ratio, Sample, Spread, ratios, spread, values
+from msl.errors import ConfigError
+from msl.metrics.summary import write_json
+
+
+@dataclass(frozen=True)
+class Report:
+    """A finished benchmark."""
+
+    bench: str
+    title: str
+    command: str
+    machine: Mapping[str, str]
+    quantity: str
+    """Name of the measured value with its unit, e.g. `rate_mib_s`."""
+    measured: str
+    """What exactly a value is: a paragraph."""
+    cases: Mapping[str, str]
+    """Name of each case to how it is shown."""
+    sides: Mapping[str, str]
+    """Name of each side to a paragraph on what it does."""
+    samples: Sequence[Sample]
+    ratios: Sequence[Ratio]
+    findings: Sequence[str] = ()
+    """What else came out: a sentence each."""
+
+
+def claim_folder(folder: Path) -> None:
+    """Make the folder of a benchmark's results.
+
+    Raises:
+        ConfigError: it has something in it already, or cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        occupied = any(folder.iterdir())
+    except OSError as error:
+        raise ConfigError(f"--out {folder}: cannot be made: {error.strerror}") from error
+    if occupied:
+        raise ConfigError(f"--out {folder}: is not empty; name a folder that is empty or does not exist")
+
+
+def write(folder: Path, report: Report) -> dict[str, Any]:
+    """Write all three files; returns the summary."""
+    document = summary(report)
+    _write_csv(folder / "results.csv", report)
+    (folder / "results.md").write_text(markdown(report), encoding="utf-8")
+    write_json(folder / "summary.json", document)
+    return document
+
+
+def summary(report: Report) -> dict[str, Any]:
+    """Each ratio's median by its name, then what they rest on."""
+    spreads = {ratio.name: spread(ratios(report.samples, ratio)) for ratio in report.ratios}
+    return {
+        **{name: found.median for name, found in spreads.items()},
+        "bench": report.bench,
+        "command": report.command,
+        "machine": dict(report.machine),
+        "rounds": len({sample.round for sample in report.samples}),
+        "ratio_spread": {name: {"p10": found.p10, "p90": found.p90} for name, found in spreads.items()},
+        report.quantity: {
+            case: {
+                side: {"median": found.median, "p10": found.p10, "p90": found.p90}
+                for side in report.sides
+                for found in [spread(values(report.samples, case, side))]
+            }
+            for case in report.cases
+        },
+    }
+
+
+def markdown(report: Report) -> str:
+    """The results as a page: what was measured, two tables, the machine."""
+    rounds = len({sample.round for sample in report.samples})
+    by_case = [
+        (shown, *(_cell(spread(values(report.samples, case, side))) for side in report.sides))
+        for case, shown in report.cases.items()
+    ]
+    by_ratio = []
+    for ratio in report.ratios:
+        found = spread(ratios(report.samples, ratio))
+        compared = f"{ratio.over} / {ratio.under}, {report.cases[ratio.case]}"
+        by_ratio.append((f"`{ratio.name}`", compared, _number(found.median), _range(found)))
+    return "\n".join(
+        [
+            f"# {report.title}",
+            "",
+            f"Made by `{report.command}`.",
+            "",
+            report.measured,
+            "",
+            *(f"* `{side}`: {text}" for side, text in report.sides.items()),
+            "",
+            f"## `{report.quantity}`: median (p10 to p90) of {rounds} rounds",
+            "",
+            *_table(("", *report.sides), by_case),
+            "",
+            "## Ratios",
+            "",
+            "Each is the median of one ratio per round. The sides take turns within a round, and the order is",
+            "reversed from round to round.",
+            "",
+            *_table(("name", "of", "median", "p10 to p90"), by_ratio),
+            "",
+            *(f"{finding}\n" for finding in report.findings),
+            "## Machine",
+            "",
+            *_table(("", ""), list(report.machine.items())),
+            "",
+        ]
+    )
+
+
+def ratio_lines(report: Report) -> list[str]:
+    """The ratios as plain lines."""
+    lines = []
+    for ratio in report.ratios:
+        found = spread(ratios(report.samples, ratio))
+        lines.append(f"{ratio.name}  {_number(found.median)}  ({_range(found)})")
+    return lines
+
+
+def _write_csv(path: Path, report: Report) -> None:
+    detail = list(report.samples[0].detail) if report.samples else []
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["round", "place", "case", "side", report.quantity, *detail])
+        for one in report.samples:
+            rows.writerow([one.round, one.place, one.case, one.side, one.value, *(one.detail[key] for key in detail)])
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [
+        f"| {' | '.join(columns)} |",
+        f"|{'---|' * len(columns)}",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
+
+
+def _cell(found: Spread) -> str:
+    return f"{_number(found.median)} ({_range(found)})"
+
+
+def _range(found: Spread) -> str:
+    return f"{_number(found.p10)} to {_number(found.p90)}"
+
+
+def _number(value: float) -> str:
+    """Three significant digits, without an exponent; whole numbers from 100 on."""
+    if value >= 100:
+        return f"{value:.0f}"
+    return f"{value:.3g}" if value >= 0.001 else f"{value:.2e}"
