@@ -93,6 +93,11 @@ class Chain:
         tally: Tally = self._attend(self._actors[0].train_epoch.remote(epoch, first_step))
         return tally
 
+    def train_steps(self, epoch: int, first_step: int, count: int) -> list[float]:
+        """Train the first steps of an epoch without ending it; their losses. Reports go to the watcher meanwhile."""
+        losses: list[float] = self._attend(self._actors[0].train_steps.remote(epoch, first_step, count))
+        return losses
+
     def evaluate(self, step: int) -> Tally:
         """Loss and accuracy on the test set."""
         tally: Tally = self._attend(self._actors[0].evaluate.remote(step))
@@ -213,7 +218,11 @@ class Chain:
                 dead.append(Obituary(place.host, place.name, _cause_of_death(gone)))
             except RayError:
                 continue  # no answer in time: it is heard through its neighbours' faults
-        return StageError(diagnose(reports, dead, self._session.dead_hosts(), error))
+        places = [member.place for member in self._plan.members]
+        dead_hosts = {
+            host: [place.name for place in places if place.host == host] for host in self._session.dead_hosts()
+        }
+        return StageError(diagnose(reports, dead, dead_hosts, error))
 
 
 def _cause_of_death(error: RayActorError) -> str:

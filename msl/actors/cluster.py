@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.util.state import list_actors
+from ray.exceptions import RayError
 
 from msl.actors import local
 from msl.config import Config
@@ -21,6 +21,7 @@ from msl.net import namespace
 from msl.plan import lay_out
 
 _POLL_S = 0.1
+_ASK_S = 2.0
 MEMBER_PREFIX = "msl-"
 """How the names of chain members begin among Ray's actors."""
 
@@ -235,9 +236,7 @@ def look(name: str) -> ClusterStatus | None:
             namespace.join(cluster.hosts[0].pid)
         with _driver(cluster.gcs, cluster, None):
             nodes = {node["NodeName"]: node for node in ray.nodes() if node["Alive"]}
-            for actor in list_actors(filters=[("state", "=", "ALIVE")]):
-                if actor.name and actor.name.startswith(MEMBER_PREFIX) and actor.node_id:
-                    members.setdefault(actor.node_id, []).append(actor.name.rpartition("-")[2])
+            members = _members()
     return ClusterStatus(
         cluster,
         tuple(
@@ -252,3 +251,15 @@ def look(name: str) -> ClusterStatus | None:
             for host in cluster.hosts
         ),
     )
+
+
+def _members() -> dict[str, list[str]]:
+    """Names of the chain members that run on the cluster, by Ray node."""
+    found: dict[str, list[str]] = {}
+    for entry in ray.util.list_named_actors(all_namespaces=True):
+        if entry["name"].startswith(MEMBER_PREFIX):
+            with contextlib.suppress(RayError, ValueError):  # it may end at any moment
+                actor = ray.get_actor(entry["name"], namespace=entry["namespace"])
+                identity = ray.get(actor.identify.remote(), timeout=_ASK_S)
+                found.setdefault(identity.ray_node, []).append(identity.name)
+    return found

@@ -23,7 +23,7 @@ class Obituary:
 def diagnose(
     reports: Mapping[str, Report],
     dead: Sequence[Obituary],
-    dead_hosts: Sequence[str],
+    dead_hosts: Mapping[str, Sequence[str]],
     error: BaseException | None = None,
 ) -> str:
     """Name host, stage and step of what broke first, as far as can be told.
@@ -31,17 +31,14 @@ def diagnose(
     Args:
         reports: of the members that still answered, by name.
         dead: members whose actor is gone.
-        dead_hosts: hosts whose raylet is known to be gone.
+        dead_hosts: hosts whose raylet is known to be gone, with the names of the stages on them.
         error: what the driver saw, told if nobody else knows anything.
     """
     step = max((report.step for report in reports.values()), default=0)
-    gone = [one for one in dead if one.host in dead_hosts] or list(dead)
-    if gone:
-        first = gone[0]
-        cause = f"the raylet of host {first.host} is gone" if first.host in dead_hosts else first.cause
-        return f"host {first.host}, stage {first.stage}, step {step}: the stage died: {cause}"
-    if dead_hosts:
-        return f"host {dead_hosts[0]}, step {step}: the raylet of the host is gone"
+    for host, stages in dead_hosts.items():
+        return f"host {host}, stage {' and '.join(stages)}, step {step}: the raylet of the host is gone"
+    for one in dead:
+        return f"host {one.host}, stage {one.stage}, step {step}: the stage died: {one.cause}"
     faults = [report.fault for report in reports.values() if report.fault is not None]
     faults.sort(key=lambda fault: fault.kind in _CONSEQUENCES)
     if faults:

@@ -12,8 +12,9 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, TypeVar
 
 import msl
@@ -25,7 +26,7 @@ from msl.net.fabric import DirectFabric, Endpoint, Fabric, endpoint_of
 from msl.net.frame import VERSION
 from msl.net.handshake import Doorkeeper, Hello
 from msl.net.hop import HopPlan, open_relay, open_source
-from msl.pipeline.batches import evaluation_batches, size, training_batches
+from msl.pipeline.batches import Batch, evaluation_batches, size, training_batches
 from msl.pipeline.build import build_data, build_loss, build_model, build_stage, cut_model
 from msl.pipeline.counters import Counters, StepRecord
 from msl.pipeline.fault import Fault
@@ -158,10 +159,13 @@ class ChainMember:
         Raises:
             StageError: the chain broke; the message says where.
         """
-        assert self._data is not None
-        train = self._config.train
-        batches = training_batches(self._data.train, train.batch_size, train.micro_batch, self._config.seed, epoch)
+        batches = self._batches(epoch)
         return self._drive(lambda loop: loop.train_epoch(batches, first_step))
+
+    def train_steps(self, epoch: int, first_step: int, count: int) -> list[float]:
+        """Source: train the first steps of an epoch without ending it; their losses. Raises as `train_epoch` does."""
+        batches = islice(self._batches(epoch), count)
+        return self._drive(lambda loop: [loop.train_step(b, step).loss for step, b in enumerate(batches, first_step)])
 
     def evaluate(self, step: int) -> Tally:
         """Source: loss and accuracy on the test set; raises as `train_epoch` does."""
@@ -203,6 +207,11 @@ class ChainMember:
             self._loop.close()
         if self._thread is not None:
             self._thread.join(timeout=self._config.timeouts.stop_s)
+
+    def _batches(self, epoch: int) -> Iterator[Batch]:
+        assert self._data is not None
+        train = self._config.train
+        return training_batches(self._data.train, train.batch_size, train.micro_batch, self._config.seed, epoch)
 
     def _build_stage(self, data: Splits) -> Stage | None:
         index = self._me.place.stage

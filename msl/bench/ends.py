@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import ray
@@ -30,6 +31,15 @@ class Seen(NamedTuple):
     """Last element of the last tensor."""
 
 
+class Sent(NamedTuple):
+    """What a sender has sent over one way."""
+
+    seconds: float
+    """Until the last message was answered."""
+    last: float
+    """Last element of the last tensor."""
+
+
 @ray.remote
 class Receiver:
     """The receiving end of all ways.
@@ -43,7 +53,7 @@ class Receiver:
 
     def __init__(self, address: str, job: str, in_flight: int, largest: int) -> None:
         set_threads(1)
-        self._hop = HopReceiver(address, job, in_flight, 2 * largest)
+        self._hop = HopReceiver(address, job, in_flight, frame_limit(largest))
         self._raw = RawReceiver(address, largest)
         self._received = 0
         self._last = 0.0
@@ -52,15 +62,14 @@ class Receiver:
         """Where it listens."""
         return Endpoints(self._hop.endpoint, self._raw.endpoint)
 
-    def takenp(self, array) -> None:
-        tensor = torch.from_numpy(array)
-        self._last = tensor.view(-1)[-1].item()
-        self._received += 1
-
     def take(self, tensor: torch.Tensor) -> None:
         """Receive a message over Ray; the return of the call is the answer."""
         self._last = tensor.view(-1)[-1].item()
         self._received += 1
+
+    def take_array(self, array: Any) -> None:
+        """As `take`, for a tensor that was sent as its NumPy view."""
+        self.take(torch.from_numpy(array))
 
     def seen(self, way: str) -> Seen:
         """What has come so far."""
@@ -69,6 +78,31 @@ class Receiver:
         if way == "raw":
             return Seen(self._raw.received, self._raw.last)
         return Seen(self._received, self._last)
+
+
+class Way(NamedTuple):
+    """How a tensor is sent, and how the answer to the oldest one is waited for."""
+
+    send: Callable[[int, torch.Tensor], None]
+    await_answer: Callable[[], None]
+
+
+def _over_ray(take: Any, as_array: bool) -> Way:
+    """Calls of a receiver's method with the tensor as argument; Ray puts it into its object store."""
+    calls: deque[Any] = deque()
+
+    def send(_number: int, tensor: torch.Tensor) -> None:
+        calls.append(take.remote(tensor.numpy() if as_array else tensor))
+
+    def await_answer() -> None:
+        ray.get(calls.popleft())
+
+    return Way(send, await_answer)
+
+
+def frame_limit(largest: int) -> int:
+    """Largest frame body that a hop must accept for messages of at most `largest` bytes."""
+    return largest + 4096
 
 
 @ray.remote
@@ -90,38 +124,22 @@ class Sender:
     ) -> None:
         set_threads(1)
         self._in_flight = in_flight
-        self._hop = HopSender(address, endpoints.link, job, in_flight, 2 * largest)
-        self._raw = RawSender(address, endpoints.raw)
-        self._receivers = {"ray": far, "ray_same_raylet": near, "raynp": far, "raynp_same": near}
+        hop = HopSender(address, endpoints.link, job, in_flight, frame_limit(largest))
+        raw = RawSender(address, endpoints.raw)
+        self._ways: dict[str, Way] = {
+            "link": Way(hop.send, hop.await_answer),
+            "raw": Way(raw.send, raw.await_answer),
+            "ray": _over_ray(far.take, as_array=False),
+            "ray_numpy": _over_ray(far.take_array, as_array=True),
+            "ray_same_raylet": _over_ray(near.take, as_array=False),
+            "ray_numpy_same_raylet": _over_ray(near.take_array, as_array=True),
+        }
 
-    def measure(self, way: str, num_bytes: int, messages: int) -> tuple[float, float]:
-        """Send so many float32 tensors of `num_bytes` each over one way.
-
-        Returns:
-            Seconds until the last one was answered, and the last element of the last tensor.
-        """
+    def measure(self, way: str, num_bytes: int, messages: int) -> Sent:
+        """Send so many float32 tensors of `num_bytes` each over one way."""
         tensors = [torch.full((num_bytes // 4,), float(1 + index)) for index in range(self._in_flight)]
-        last = tensors[(messages - 1) % self._in_flight][-1].item()
-        if way in self._receivers:
-            return self._over_ray(self._receivers[way], tensors, messages, way), last
-        path = self._hop if way == "link" else self._raw
+        send, await_answer = self._ways[way]
         seconds = timed(
-            messages,
-            self._in_flight,
-            lambda number: path.send(number, tensors[number % self._in_flight]),
-            path.await_answer,
+            messages, self._in_flight, lambda number: send(number, tensors[number % self._in_flight]), await_answer
         )
-        return seconds, last
-
-    def _over_ray(self, receiver: Any, tensors: list[torch.Tensor], messages: int, way) -> float:
-        calls: deque[Any] = deque()
-        return timed(
-            messages,
-            self._in_flight,
-            lambda number: calls.append(
-                receiver.take.remote(tensors[number % self._in_flight])
-                if "np" not in way
-                else receiver.takenp.remote(tensors[number % self._in_flight].numpy())
-            ),
-            lambda: ray.get(calls.popleft()),
-        )
+        return Sent(seconds, tensors[(messages - 1) % self._in_flight][-1].item())

@@ -1,7 +1,8 @@
 """The way `raw`: bytes over a bare TCP socket, as fast as Python can move them; the yardstick of a hop.
 
-A message is as long as a hop's frame, 96 bytes (frame header and one tensor descriptor) and the payload, and so is
-its answer, 160 bytes (frame header, one descriptor, one padded METRIC tensor). Nothing is checked, queued or allocated, and each end has one thread.
+A message is as long as a hop's frame, 96 bytes (frame header and one tensor descriptor) and the payload, and so
+is its answer, 160 bytes (frame header, one descriptor, one padded METRIC tensor). Nothing is checked, queued or
+allocated, and each end has one thread.
 """
 
 from __future__ import annotations

@@ -1,8 +1,110 @@
-"""`msl bench`."""
+"""`msl bench`: the benchmarks of docs/results.md."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
 
 import click
+
+from msl.cli.console import line
+from msl.cli.stop import orderly_stop
+from msl.cli.train import config_options
+from msl.config import load_config
 
 
 @click.group()
 def bench() -> None:
-    """Measure."""
+    """Measure msl on this machine, against what it competes with.
+
+    A benchmark lets the sides that it compares take turns, round by round in one process tree, and reports
+    medians, spread, and the median of the ratios within a round. Its folder has results.csv (each sample),
+    results.md, summary.json (the ratios by name), and plots.
+
+    \b
+      msl bench link
+      msl bench train --config configs/resnet.yaml
+
+    Close what else uses the machine, and ask for more rounds where the spread is wide.
+    """
+
+
+def bench_options(rounds: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`--rounds` and `--out`, as all benchmarks have them."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        function = click.option(
+            "--out",
+            type=click.Path(path_type=Path),
+            metavar="DIR",
+            help="Folder for the results, empty or new.  [default: bench/NAME-TIME]",
+        )(function)
+        return click.option(
+            "--rounds",
+            type=click.IntRange(min=1),
+            default=rounds,
+            show_default=True,
+            help="How often each side is measured; a first round more is not counted.",
+        )(function)
+
+    return decorate
+
+
+@bench.command()
+@bench_options(rounds=15)
+@click.option(
+    "--sizes",
+    default="64KiB,256KiB,1MiB,4MiB,8MiB,32MiB",
+    show_default=True,
+    help="Sizes of the message, in KiB or MiB.",
+)
+def link(sizes: str, rounds: int, out: Path | None) -> None:
+    """How fast one hop moves activations from process to process.
+
+    Sends float32 tensors one way over a hop as a chain has it (link), over a bare TCP socket (raw, what a hop
+    could reach at best), and between Ray actors, which is what a chain would do without hops of its own.
+
+    summary.json has link_over_raw_4mib, link_over_ray_4mib and so on: above 1, the link is faster.
+    """
+    from msl.bench import link as bench_link
+    from msl.bench.size import parse_sizes
+
+    _run("link", out, lambda folder: bench_link.run(folder, parse_sizes(sizes), rounds, _command(), line))
+
+
+@bench.command()
+@config_options()
+@bench_options(rounds=8)
+@click.option(
+    "--steps", type=click.IntRange(min=1), default=4, show_default=True, help="Optimizer steps of a side in a round."
+)
+def train(config_path: Path, overrides: tuple[str, ...], steps: int, rounds: int, out: Path | None) -> None:
+    """How long a step of the chain takes, against the unsplit model.
+
+    Trains the config's chain on its cluster, as `msl train` does, and the unsplit model on the same batches: with
+    as many threads as the stages have together (at most one for each core), and with one.
+
+    summary.json has step_chain_over_unsplit and step_chain_over_unsplit_1_thread: above 1, the chain is slower.
+    The losses of chain and unsplit model are compared, too: they are equal to the last bit if each stage has one
+    thread, or the benchmark fails.
+    """
+    config = load_config(config_path, overrides)
+    from msl.bench import train as bench_train
+
+    _run("train", out, lambda folder: bench_train.run(config, folder, rounds, steps, _command(), line))
+
+
+def _run(name: str, out: Path | None, measure: Callable[[Path], object]) -> None:
+    folder = out or Path("bench") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    with orderly_stop(line):
+        measure(folder)
+    line(f"results kept in {folder}; read them in {folder / 'results.md'}")
+
+
+def _command() -> str:
+    """The command line, for the record."""
+    return shlex.join(["msl", *sys.argv[1:]])

@@ -20,7 +20,7 @@ from msl.errors import NetworkError, ProtocolError
 from msl.net import handshake
 from msl.net.connection import Connection
 from msl.net.fabric import DirectFabric, Endpoint, endpoint_of
-from msl.net.frame import DType, Header, Kind, TensorSpec, encode, encode_document
+from msl.net.frame import MAX_DOCUMENT, DType, Header, Kind, TensorSpec, encode, encode_document
 from msl.net.handshake import Doorkeeper, Hello, read_hello, say_hello
 from msl.net.hop import HopPlan, open_relay, open_source
 
@@ -85,15 +85,14 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def assert_still_open(door: Door) -> None:
-    """The one that is expected still gets in, and frames arrive from it."""
+    """The one that is expected still gets in, and frames larger than a document arrive from it."""
+    spec, payload = TensorSpec(DType.UINT8, (2 * MAX_DOCUMENT,)), memoryview(bytes(2 * MAX_DOCUMENT))
     with door.connect() as sock:
         sock.sendall(hello_bytes())
         connection, _ = door.keeper.admit(5.0)
-        sock.sendall(
-            b"".join(encode(Header(Kind.FORWARD), [TensorSpec(DType.UINT8, (9,))], [memoryview(b"012345678")]))
-        )
+        sock.sendall(b"".join(encode(Header(Kind.FORWARD), [spec], [payload])))
         frame = connection.receive()
-        assert (frame.kind, bytes(frame.payloads[0])) == (Kind.FORWARD, b"012345678")
+        assert (frame.kind, frame.payloads[0]) == (Kind.FORWARD, payload)
         assert connection.peer == "source on host n0"
         connection.close()
 

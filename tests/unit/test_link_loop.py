@@ -635,6 +635,16 @@ def batch(micro_batches: int) -> Batch:
     return Batch(micro_batches, parts)
 
 
+@contextlib.contextmanager
+def serving(serve: Callable[[], None]) -> Iterator[None]:
+    """The hop behind the source, in a thread that must end."""
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    yield
+    thread.join(timeout=5)
+    assert not thread.is_alive()
+
+
 def test_the_source_keeps_to_the_window(source: Any) -> None:
     loop, hop = source()
     under_way: list[int] = []
@@ -651,10 +661,8 @@ def test_the_source_keeps_to_the_window(source: Any) -> None:
             hop.answer(micro_batch=answered)
             answered += 1
 
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-    tally = loop.train_step(batch(5), 0)
-    thread.join(timeout=5)
+    with serving(serve):
+        tally = loop.train_step(batch(5), 0)
     assert max(under_way) == IN_FLIGHT
     assert (tally.samples, tally.loss, tally.accuracy) == (5, 0.5, 1.0)
 
@@ -662,13 +670,13 @@ def test_the_source_keeps_to_the_window(source: Any) -> None:
 @pytest.mark.parametrize("metrics", [0, 2])
 def test_an_answer_without_exactly_one_metric_is_refused(source: Any, metrics: int) -> None:
     loop, hop = source()
-    metric = TensorSpec(DType.FLOAT64, (3,), Role.METRIC)
-    payloads = [TENSOR] + [memoryview(bytes(24))] * metrics
-    hop.connection.send(Header(Kind.PING))
-    threading.Timer(
-        0.05, lambda: hop.connection.send(Header(Kind.BACKWARD), [*ONE, *[metric] * metrics], payloads)
-    ).start()
-    with pytest.raises(ProtocolError, match=r"^an answer without its METRIC tensor$"):
+    specs = [*ONE, *[TensorSpec(DType.FLOAT64, (3,), Role.METRIC)] * metrics]
+
+    def serve() -> None:
+        assert hop.take().kind is Kind.FORWARD
+        hop.connection.send(Header(Kind.BACKWARD), specs, [memoryview(bytes(spec.num_bytes)) for spec in specs])
+
+    with serving(serve), pytest.raises(ProtocolError, match=r"^an answer without its METRIC tensor$"):
         loop.train_step(batch(1), 0)
 
 
@@ -683,6 +691,10 @@ def test_a_chain_that_pings_but_does_not_answer_is_told_as_stuck(source: Any) ->
 
 def test_an_end_of_epoch_that_is_answered_otherwise_is_refused(source: Any) -> None:
     loop, hop = source()
-    threading.Timer(0.05, lambda: hop.control(Kind.END)).start()
-    with pytest.raises(ProtocolError, match=r"^a END frame came back where EPOCH was due$"):
+
+    def serve() -> None:
+        assert hop.take().kind is Kind.EPOCH
+        hop.control(Kind.END)
+
+    with serving(serve), pytest.raises(ProtocolError, match=r"^a END frame came back where EPOCH was due$"):
         loop.train_epoch([], 0)
