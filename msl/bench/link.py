@@ -131,15 +131,6 @@ def _config(largest: int) -> Config:
     )
 
 
-def _ratios(sizes: Sequence[int]) -> list[Ratio]:
-    return [
-        Ratio(f"link_over_{way}_{size.name(num_bytes)}", size.name(num_bytes), "link", way)
-        for way in WAYS
-        if way != "link"
-        for num_bytes in sizes
-    ]
-
-
 def _report(samples: Sequence[Sample], sizes: Sequence[int], command: str, found: Mapping[str, str]) -> Report:
     return Report(
         bench="link",
@@ -151,7 +142,7 @@ def _report(samples: Sequence[Sample], sizes: Sequence[int], command: str, found
         cases={size.name(num_bytes): size.show(num_bytes) for num_bytes in sizes},
         sides=WAYS,
         samples=samples,
-        ratios=_ratios(sizes),
+        ratios=[Ratio(f"link_over_{way}", "link", way) for way in WAYS if way != "link"],
     )
 
 

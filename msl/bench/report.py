@@ -13,6 +13,12 @@ from msl.errors import ConfigError
 from msl.metrics.summary import write_json
 
 
+_NAMED = {
+    False: "The columns are named as in summary.json.",
+    True: "In summary.json the size follows the column's name, e.g. `link_over_raw_4mib`.",
+}
+
+
 @dataclass(frozen=True)
 class Report:
     """A finished benchmark."""
@@ -60,8 +66,12 @@ def write(folder: Path, report: Report) -> dict[str, Any]:
 
 
 def summary(report: Report) -> dict[str, Any]:
-    """Each ratio's median by its name, then what they rest on."""
-    spreads = {ratio.name: spread(ratios(report.samples, ratio)) for ratio in report.ratios}
+    """Each ratio's median by its key, then what they rest on."""
+    spreads = {
+        key(report, case, ratio): spread(ratios(report.samples, case, ratio))
+        for ratio in report.ratios
+        for case in report.cases
+    }
     return {
         **{name: found.median for name, found in spreads.items()},
         "bench": report.bench,
@@ -80,6 +90,22 @@ def summary(report: Report) -> dict[str, Any]:
     }
 
 
+def key(report: Report, case: str, ratio: Ratio) -> str:
+    """A ratio's key in summary.json: its name, and the case where there are several."""
+    return f"{ratio.name}_{case}" if len(report.cases) > 1 else ratio.name
+
+
+def ratio_lines(report: Report) -> list[str]:
+    """The medians of the ratios, a line for each case."""
+    return [
+        f"{shown}: "
+        + ", ".join(
+            f"{ratio.name} {_number(spread(ratios(report.samples, case, ratio)).median)}" for ratio in report.ratios
+        )
+        for case, shown in report.cases.items()
+    ]
+
+
 def markdown(report: Report) -> str:
     """The results as a page: what was measured, two tables, the machine."""
     rounds = len({sample.round for sample in report.samples})
@@ -87,11 +113,10 @@ def markdown(report: Report) -> str:
         (shown, *(_cell(spread(values(report.samples, case, side))) for side in report.sides))
         for case, shown in report.cases.items()
     ]
-    by_ratio = []
-    for ratio in report.ratios:
-        found = spread(ratios(report.samples, ratio))
-        compared = f"{ratio.over} / {ratio.under}, {report.cases[ratio.case]}"
-        by_ratio.append((f"`{ratio.name}`", compared, _number(found.median), _range(found)))
+    by_ratio = [
+        (shown, *(_cell(spread(ratios(report.samples, case, ratio))) for ratio in report.ratios))
+        for case, shown in report.cases.items()
+    ]
     return "\n".join(
         [
             f"# {report.title}",
@@ -108,10 +133,10 @@ def markdown(report: Report) -> str:
             "",
             "## Ratios",
             "",
-            "Each is the median of one ratio per round. The sides take turns within a round, and the order is",
-            "reversed from round to round.",
+            f"Median (p10 to p90) of one ratio per round. {_NAMED[len(report.cases) > 1]} The sides take turns within a"
+            " round, in an order that is reversed from round to round.",
             "",
-            *_table(("name", "of", "median", "p10 to p90"), by_ratio),
+            *_table(("", *(f"`{ratio.name}`" for ratio in report.ratios)), by_ratio),
             "",
             *(f"{finding}\n" for finding in report.findings),
             "## Machine",
@@ -120,15 +145,6 @@ def markdown(report: Report) -> str:
             "",
         ]
     )
-
-
-def ratio_lines(report: Report) -> list[str]:
-    """The ratios as plain lines."""
-    lines = []
-    for ratio in report.ratios:
-        found = spread(ratios(report.samples, ratio))
-        lines.append(f"{ratio.name}  {_number(found.median)}  ({_range(found)})")
-    return lines
 
 
 def _write_csv(path: Path, report: Report) -> None:

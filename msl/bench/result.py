@@ -39,11 +39,9 @@ class Spread:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How two sides compare."""
+    """How two sides compare, in each case."""
 
     name: str
-    """Its key in summary.json."""
-    case: str
     over: str
     under: str
 
@@ -61,14 +59,14 @@ def values(samples: Sequence[Sample], case: str, side: str) -> list[float]:
     return [sample.value for sample in samples if (sample.case, sample.side) == (case, side)]
 
 
-def ratios(samples: Sequence[Sample], ratio: Ratio) -> list[float]:
-    """One ratio per round that has both sides.
+def ratios(samples: Sequence[Sample], case: str, ratio: Ratio) -> list[float]:
+    """One ratio per round that has both sides of a case.
 
     Two sides of a round were measured close to each other, so that what slows the machine down for a while slows
     both, and cancels out in their ratio; it does not in a ratio of two medians.
     """
     over, under = (
-        {sample.round: sample.value for sample in samples if (sample.case, sample.side) == (ratio.case, side)}
+        {sample.round: sample.value for sample in samples if (sample.case, sample.side) == (case, side)}
         for side in (ratio.over, ratio.under)
     )
     return [over[turn] / under[turn] for turn in sorted(over.keys() & under.keys())]

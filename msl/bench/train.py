@@ -203,8 +203,8 @@ def _report(turns: _Turns, plan: Plan, threads: int, command: str, found: Mappin
         sides=sides,
         samples=turns.samples,
         ratios=[
-            Ratio("step_chain_over_unsplit", _CASE, CHAIN, UNSPLIT),
-            Ratio("step_chain_over_unsplit_1_thread", _CASE, CHAIN, under),
+            Ratio("step_chain_over_unsplit", CHAIN, UNSPLIT),
+            Ratio("step_chain_over_unsplit_1_thread", CHAIN, under),
         ],
         findings=[_finding(turns.losses, plan)],
     )

@@ -19,6 +19,9 @@ import yaml
 T = TypeVar("T")
 
 MARK = "MSL_CLUSTER"
+OWNER = {"MSL_TEST_OWNER": f"{os.getpid()}-{time.monotonic_ns()}"}
+"""Inherited by all that these tests start, so that they look at nothing else that runs on the machine."""
+os.environ.update(OWNER)
 JOB: dict[str, Any] = {
     "name": "e2e",
     "model": {"factory": "msl.models.resnet:resnet18", "args": {"num_classes": 4, "in_channels": 1}},
@@ -119,24 +122,31 @@ def marked(of: set[int] | None = None) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if MARK in process.environ() and process.status() != psutil.STATUS_ZOMBIE:
+            environment = process.environ()
+            ours = MARK in environment and OWNER.items() <= environment.items()
+            if ours and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return [process for process in found if of is None or process.pid not in of]
 
 
-def cluster_folders() -> set[Path]:
-    """State folders of this user's local clusters."""
-    return set(Path(f"/tmp/msl-{os.getuid()}").glob("*"))
+def abandoned_folders() -> set[Path]:
+    """State folders of this user's local clusters that no living process belongs to."""
+    folders = set(Path(f"/tmp/msl-{os.getuid()}").glob("*"))
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            command = " ".join(process.cmdline())
+            folders -= {folder for folder in folders if str(folder) in command}
+    return folders
 
 
 @contextlib.contextmanager
 def nothing_left() -> Iterator[None]:
     """Fails if processes or folders of clusters are there afterwards that were not before."""
     before = {process.pid for process in marked()}
-    folders = cluster_folders()
+    folders = abandoned_folders()
     yield
     deadline = time.monotonic() + 3.0
     while (left := marked(before)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not left, [process.cmdline()[:3] for process in left]
-    assert cluster_folders() <= folders
+    assert abandoned_folders() <= folders

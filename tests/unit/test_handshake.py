@@ -81,7 +81,7 @@ def door() -> Iterator[Door]:
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handshake, "_HELLO_S", 0.3)
+    monkeypatch.setattr(handshake, "_HELLO_S", 0.5)
 
 
 def assert_still_open(door: Door) -> None:
@@ -184,7 +184,7 @@ def test_a_silent_peer_is_closed_after_its_time() -> None:
     with door.connect() as silent:
         start = time.monotonic()
         assert read_to_end(silent) == b""
-        assert 0.2 < time.monotonic() - start < 3
+        assert 0.4 < time.monotonic() - start < 4
     door.wait_refused(1)
     assert_still_open(door)
     door.keeper.close()
@@ -198,7 +198,7 @@ def test_a_dripping_peer_has_no_more_time_than_a_silent_one() -> None:
         for byte in hello_bytes():
             sock.sendall(bytes([byte]))
             time.sleep(0.02)
-    assert time.monotonic() - start < 2  # the whole HELLO would have taken four seconds
+    assert time.monotonic() - start < 3  # the whole HELLO would have taken four seconds
     door.wait_refused(1)
     assert_still_open(door)
     door.keeper.close()
@@ -211,7 +211,7 @@ def test_the_time_for_hello_does_not_end_a_connection_that_is_let_in() -> None:
         sock.sendall(hello_bytes())
         connection, _ = door.keeper.admit(5.0)
         connection.set_silence(5.0)
-        time.sleep(0.5)
+        time.sleep(0.7)
         sock.sendall(b"".join(encode_document(Header(Kind.PING))))
         assert connection.receive().kind is Kind.PING
         connection.close()

@@ -30,6 +30,8 @@ from tests.chains import make_config, open_chain
 
 MAX_BODY = 64 << 20
 IN_FLIGHT = 2
+PATIENCE_S = 20.0
+"""Deadline of what is expected to happen; a busy machine may take its time."""
 TRAIN, LAST = Flag.TRAIN, Flag.TRAIN | Flag.STEP
 TENSOR = memoryview(bytes(16))
 ONE = [TensorSpec(DType.FLOAT32, (1, 4), flags=TensorFlag.WANTS_GRAD)]
@@ -40,7 +42,7 @@ class Neighbour:
     """The other end of a loop's link, driven by the test."""
 
     def __init__(self, sock: socket.socket) -> None:
-        self.connection = Connection(sock, "the loop", MAX_BODY, 5.0)
+        self.connection = Connection(sock, "the loop", MAX_BODY, PATIENCE_S)
 
     def request(self, flags: Flag = TRAIN, step: int = 0, micro_batch: int = 0) -> None:
         """Send a FORWARD of one sample, (1, 4), with its target."""
@@ -91,7 +93,7 @@ class Rig:
 
     def join(self) -> None:
         assert self.thread is not None
-        self.thread.join(timeout=8)
+        self.thread.join(timeout=PATIENCE_S)
         assert not self.thread.is_alive()
 
     def ended_with(self) -> Fault:
@@ -114,7 +116,7 @@ def nsf() -> Iterator[Build]:
     """Makes an NSF's loop that runs."""
     with contextlib.ExitStack() as stack:
 
-        def build(stage: Stage | None = None, silence_s: float = 5.0, in_flight: int = IN_FLIGHT) -> Rig:
+        def build(stage: Stage | None = None, silence_s: float = PATIENCE_S, in_flight: int = IN_FLIGHT) -> Rig:
             inbox: Inbox = Inbox()
             previous, behind = link(stack, "previous", inbox, "source on host n0", silence_s, in_flight)
             following, ahead = link(stack, "next", inbox, "sink on host n2", silence_s, in_flight)
@@ -134,7 +136,7 @@ def sink() -> Iterator[Build]:
 
         def build(stage: Stage | None = None) -> Rig:
             inbox: Inbox = Inbox()
-            previous, behind = link(stack, "previous", inbox, "nsf1 on host n1", 5.0, IN_FLIGHT)
+            previous, behind = link(stack, "previous", inbox, "nsf1 on host n1", PATIENCE_S, IN_FLIGHT)
             loop = SinkLoop(stage or make_stage(3), nn.CrossEntropyLoss(), "sink", "n2", inbox, behind)
             rig = Rig(loop, previous, previous)
             rig.start()
@@ -191,7 +193,7 @@ def test_the_next_step_waits_for_the_optimizer_step(nsf: Build) -> None:
     rig.following.connection.set_silence(0.3)
     with pytest.raises(NetworkError, match="nothing received"):
         rig.following.take()
-    rig.following.connection.set_silence(5.0)
+    rig.following.connection.set_silence(PATIENCE_S)
     metric, payload = describe(torch.zeros(3, dtype=torch.float64), Role.METRIC)
     gradient, values = describe(torch.ones(1, 4))
     rig.following.connection.send(Header(Kind.BACKWARD), [gradient, metric], [values, payload])
@@ -230,19 +232,13 @@ def test_epoch_and_end_go_to_the_sink_and_come_back(nsf: Build) -> None:
 
 def test_receive_buffers_do_not_pile_up_over_many_micro_batches(nsf: Build) -> None:
     rig = nsf()
-    pools = [link.connection.pool for link in rig.loop.links]
-
-    def rounds(start: int, count: int) -> None:
-        for step in range(start, start + count):
-            rig.previous.request(LAST, step)
-            rig.following.take().release()
-            rig.following.answer(step=step)
-            rig.previous.take().release()
-
-    rounds(0, 3)
-    held = [pool.allocated_bytes for pool in pools]
-    rounds(3, 50)
-    assert [pool.allocated_bytes for pool in pools] == held
+    for step in range(50):
+        rig.previous.request(LAST, step)
+        rig.following.take().release()
+        rig.following.answer(step=step)
+        rig.previous.take().release()
+    for one in rig.loop.links:
+        assert one.connection.pool.allocated_bytes <= (IN_FLIGHT + 1) * 4096  # a frame of this test fits a page
 
 
 # What is refused.
@@ -459,7 +455,7 @@ def test_a_chain_that_diverges_stops_and_every_member_knows_why() -> None:
         with pytest.raises(StageError) as caught:
             members[0].train_epoch(0, 0)
         assert "stage sink, step 1, micro-batch 0: the loss is nan; the training has diverged" in str(caught.value)
-        faults = [member.wait(5.0) for member in members]
+        faults = [member.wait(PATIENCE_S) for member in members]
         assert [str(fault) for fault in faults] == [str(caught.value)] * 3
         with pytest.raises(StageError, match="the training has diverged"):  # and it stays ended
             members[0].evaluate(1)
@@ -470,12 +466,12 @@ def test_a_chain_that_diverges_stops_and_every_member_knows_why() -> None:
 
 def test_a_neighbour_that_falls_silent_is_named_after_the_deadline(nsf: Build) -> None:
     start = time.monotonic()
-    rig = nsf(silence_s=0.4)
+    rig = nsf(silence_s=0.5)
 
     stop = threading.Event()
 
     def stay_alive() -> None:  # the previous hop lives: it is the next one that is named
-        while not stop.wait(0.05):
+        while not stop.wait(0.02):
             with contextlib.suppress(MslError):
                 rig.previous.control(Kind.PING)
 
@@ -484,8 +480,8 @@ def test_a_neighbour_that_falls_silent_is_named_after_the_deadline(nsf: Build) -
     fault = rig.ended_with()
     stop.set()
     thread.join()
-    assert fault.message == "nothing received from sink on host n2 for 0.4 s"
-    assert 0.3 < time.monotonic() - start < 2
+    assert fault.message == "nothing received from sink on host n2 for 0.5 s"
+    assert 0.4 < time.monotonic() - start < 4
 
 
 def test_a_live_neighbour_with_nothing_to_say_is_not_taken_for_dead() -> None:
@@ -493,15 +489,15 @@ def test_a_live_neighbour_with_nothing_to_say_is_not_taken_for_dead() -> None:
         inbox: Inbox = Inbox()
         ours, theirs = socket.socketpair()
         links = [
-            Link(Connection(sock, "peer", MAX_BODY, 0.4), side, inbox, IN_FLIGHT, 0.4)  # type: ignore[arg-type]
+            Link(Connection(sock, "peer", MAX_BODY, 0.8), side, inbox, IN_FLIGHT, 0.8)  # type: ignore[arg-type]
             for sock, side in ((ours, "next"), (theirs, "previous"))
         ]
         for one in links:
             one.start()
             stack.callback(one.close)
         with pytest.raises(queue.Empty):
-            inbox.get(timeout=1.2)
-        assert links[0].connection.traffic.frames_in >= 6
+            inbox.get(timeout=1.7)
+        assert links[0].connection.traffic.frames_in >= 4
 
 
 def test_a_neighbour_that_takes_nothing_is_named_after_the_deadline() -> None:
@@ -514,12 +510,12 @@ def test_a_neighbour_that_takes_nothing_is_named_after_the_deadline() -> None:
         stop = threading.Event()
 
         def ping() -> None:
-            while not stop.wait(0.05):
+            while not stop.wait(0.02):
                 neighbour.control(Kind.PING)
 
         thread = threading.Thread(target=ping, daemon=True)
         thread.start()
-        what = inbox.get(timeout=3).what
+        what = inbox.get(timeout=PATIENCE_S).what
         stop.set()
         thread.join()
         assert isinstance(what, NetworkError)
@@ -534,7 +530,7 @@ def test_what_a_failed_neighbour_said_last_is_heard_before_that_it_is_gone() -> 
             with socket.create_server(("127.0.0.1", 0)) as listener:
                 near = socket.create_connection(listener.getsockname())
                 far, _ = listener.accept()
-            ours = Link(Connection(near, "sink on host n2", MAX_BODY, 5.0), "next", inbox, IN_FLIGHT, 5.0)
+            ours = Link(Connection(near, "sink on host n2", MAX_BODY, PATIENCE_S), "next", inbox, IN_FLIGHT, PATIENCE_S)
             ours.start()
             stack.callback(ours.close)
             ours.send(Header(Kind.FORWARD), [spec], [payload])  # more than the socket takes: it is being sent
@@ -542,7 +538,7 @@ def test_what_a_failed_neighbour_said_last_is_heard_before_that_it_is_gone() -> 
             far.recv(1)
             neighbour.control(Kind.ERROR, {"message": "the loss is nan"})
             neighbour.connection.close()  # with unread bytes: this resets the connection
-            first = inbox.get(timeout=3).what
+            first = inbox.get(timeout=PATIENCE_S).what
             assert isinstance(first, Frame)
             assert first.document == {"message": "the loss is nan"}
 
@@ -553,7 +549,7 @@ def test_what_a_failed_neighbour_said_last_is_heard_before_that_it_is_gone() -> 
 def test_a_neighbour_that_does_not_read_cannot_make_the_queue_grow() -> None:
     with contextlib.ExitStack() as stack:
         inbox: Inbox = Inbox()
-        _, ours = link(stack, "previous", inbox, "source on host n0", 5.0, IN_FLIGHT)
+        _, ours = link(stack, "previous", inbox, "source on host n0", PATIENCE_S, IN_FLIGHT)
         stack.callback(ours.close)
         spec, payload = TensorSpec(DType.UINT8, (1 << 20,)), memoryview(bytes(1 << 20))
         queued = 0
@@ -577,11 +573,11 @@ def test_a_neighbour_cannot_fill_the_inbox_faster_than_it_is_emptied(side: str, 
     raw = b"".join(encode(Header(kind), [TensorSpec(DType.UINT8, (size,))], [memoryview(bytes(size))]))
     with contextlib.ExitStack() as stack:
         inbox: Inbox = Inbox()
-        neighbour, ours = link(stack, side, inbox, "a flood", 5.0, IN_FLIGHT)
+        neighbour, ours = link(stack, side, inbox, "a flood", PATIENCE_S, IN_FLIGHT)
         stack.callback(ours.close)
         thread = threading.Thread(target=_flood, args=(neighbour.connection._sock, raw * 50), daemon=True)
         thread.start()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + PATIENCE_S
         while ours._threads[0].is_alive() and time.monotonic() < deadline:
             time.sleep(0.01)
         arrivals = [inbox.get_nowait().what for _ in range(inbox.qsize())]
@@ -589,7 +585,7 @@ def test_a_neighbour_cannot_fill_the_inbox_faster_than_it_is_emptied(side: str, 
         assert isinstance(arrivals[-1], ProtocolError)
         assert ours.connection.pool.allocated_bytes <= (IN_FLIGHT + 1) * (1 << 17)
         ours.close()
-        thread.join(timeout=5)
+        thread.join(timeout=PATIENCE_S)
         assert not thread.is_alive()
 
 
@@ -602,11 +598,11 @@ def _flood(sock: socket.socket, raw: bytes) -> None:
 def test_a_flood_of_requests_without_tensors_is_refused_too(kind: Kind) -> None:
     with contextlib.ExitStack() as stack:
         inbox: Inbox = Inbox()
-        neighbour, ours = link(stack, "previous", inbox, "a flood", 5.0, IN_FLIGHT)
+        neighbour, ours = link(stack, "previous", inbox, "a flood", PATIENCE_S, IN_FLIGHT)
         stack.callback(ours.close)
         for _ in range(50):
             neighbour.control(kind)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + PATIENCE_S
         while ours._threads[0].is_alive() and time.monotonic() < deadline:
             time.sleep(0.01)
         assert inbox.qsize() == IN_FLIGHT + 1
@@ -620,9 +616,9 @@ def source() -> Iterator[Callable[..., tuple[SourceLoop, Neighbour]]]:
     """Makes a source without a stage, and the hop behind it."""
     with contextlib.ExitStack() as stack:
 
-        def build(step_s: float = 5.0) -> tuple[SourceLoop, Neighbour]:
+        def build(step_s: float = PATIENCE_S) -> tuple[SourceLoop, Neighbour]:
             inbox: Inbox = Inbox()
-            neighbour, ahead = link(stack, "next", inbox, "nsf1 on host n1", 5.0, IN_FLIGHT)
+            neighbour, ahead = link(stack, "next", inbox, "nsf1 on host n1", PATIENCE_S, IN_FLIGHT)
             loop = SourceLoop(None, "source", "n0", inbox, ahead, IN_FLIGHT, step_s)
             stack.callback(loop.close)
             return loop, neighbour
@@ -641,29 +637,27 @@ def serving(serve: Callable[[], None]) -> Iterator[None]:
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     yield
-    thread.join(timeout=5)
+    thread.join(timeout=PATIENCE_S)
     assert not thread.is_alive()
 
 
 def test_the_source_keeps_to_the_window(source: Any) -> None:
     loop, hop = source()
-    under_way: list[int] = []
 
     def serve() -> None:
-        taken = answered = 0
-        while answered < 5:
+        taken = 0
+        for answered in range(5):
+            while taken < min(5, answered + IN_FLIGHT):
+                assert hop.take().header.micro_batch == taken
+                taken += 1
             hop.connection.set_silence(0.1)
-            with contextlib.suppress(NetworkError):
-                while True:
-                    assert hop.take().kind is Kind.FORWARD
-                    taken += 1
-            under_way.append(taken - answered)
+            with pytest.raises(NetworkError, match="nothing received"):
+                hop.take()
+            hop.connection.set_silence(PATIENCE_S)
             hop.answer(micro_batch=answered)
-            answered += 1
 
     with serving(serve):
         tally = loop.train_step(batch(5), 0)
-    assert max(under_way) == IN_FLIGHT
     assert (tally.samples, tally.loss, tally.accuracy) == (5, 0.5, 1.0)
 
 
