@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -14,7 +14,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from msl.actors.cluster import MEMBER_PREFIX, Session
-from msl.actors.diagnosis import Obituary, diagnose
+from msl.actors.diagnosis import Obituary, diagnose, first_fault
 from msl.actors.member import Identity, Report
 from msl.actors.remote import MemberActor
 from msl.config import Config
@@ -53,6 +53,8 @@ class Chain:
         self._next_report = 0.0
         self.path: list[dict[str, Any]] = []
         """The hops that the sink's WELCOME passed, source first."""
+        self.detail = ""
+        """After a failure in the model's own code: its traceback."""
 
     def start(self, state: StageState) -> None:
         """Create the actors, give each its part of the state, and open the chain.
@@ -72,7 +74,7 @@ class Chain:
                 name=f"{MEMBER_PREFIX}{job[:8]}-{member.place.name}",
             )
             self._actors.append(
-                options.remote(os.getcwd(), self._config, self._plan, member.place.hop, job, node.address)
+                options.remote(str(Path.cwd()), self._config, self._plan, member.place.hop, job, node.address)
             )
         start_s = self._config.timeouts.start_s
         ends = self._call_all("listen", start_s)
@@ -222,6 +224,8 @@ class Chain:
         dead_hosts = {
             host: [place.name for place in places if place.host == host] for host in self._session.dead_hosts()
         }
+        fault = first_fault(reports)
+        self.detail = fault.detail if fault else ""
         return StageError(diagnose(reports, dead, dead_hosts, error))
 
 

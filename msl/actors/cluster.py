@@ -158,7 +158,7 @@ def _nodes(
     asked_cpus = {host.name: host.cpus for host in config.hosts}
     deadline = time.monotonic() + timeout_s
     while True:
-        alive = {node["NodeName"]: node for node in ray.nodes() if node["Alive"]}
+        alive = {node["NodeName"]: node for node in _ray_nodes() if node["Alive"]}
         missing = [host for host in hosts if ray_names.get(host, host) not in alive]
         if not missing:
             break
@@ -178,6 +178,11 @@ def _nodes(
         address = addresses.get(host) or node["NodeManagerAddress"]
         result[host] = Node(host, node["NodeID"], address, cpus, node["MetricsExportPort"])
     return result
+
+
+def _ray_nodes() -> list[dict[str, Any]]:
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return nodes
 
 
 def bring_up(config: Config, say: Callable[[str], None]) -> local.LocalCluster:
@@ -235,7 +240,7 @@ def look(name: str) -> ClusterStatus | None:
         if cluster.private:
             namespace.join(cluster.hosts[0].pid)
         with _driver(cluster.gcs, cluster, None):
-            nodes = {node["NodeName"]: node for node in ray.nodes() if node["Alive"]}
+            nodes = {node["NodeName"]: node for node in _ray_nodes() if node["Alive"]}
             members = _members()
     return ClusterStatus(
         cluster,
@@ -260,6 +265,6 @@ def _members() -> dict[str, list[str]]:
         if entry["name"].startswith(MEMBER_PREFIX):
             with contextlib.suppress(RayError, ValueError):  # it may end at any moment
                 actor = ray.get_actor(entry["name"], namespace=entry["namespace"])
-                identity = ray.get(actor.identify.remote(), timeout=_ASK_S)
+                identity: Any = ray.get(actor.identify.remote(), timeout=_ASK_S)
                 found.setdefault(identity.ray_node, []).append(identity.name)
     return found

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from msl.actors.member import Report
+from msl.pipeline.fault import Fault
 
 _CONSEQUENCES = ("NetworkError", "ProtocolError")
 """Kinds of fault that may be a consequence of another member's end."""
@@ -39,9 +40,13 @@ def diagnose(
         return f"host {host}, stage {' and '.join(stages)}, step {step}: the raylet of the host is gone"
     for one in dead:
         return f"host {one.host}, stage {one.stage}, step {step}: the stage died: {one.cause}"
-    faults = [report.fault for report in reports.values() if report.fault is not None]
-    faults.sort(key=lambda fault: fault.kind in _CONSEQUENCES)
-    if faults:
-        return str(faults[0])
+    if fault := first_fault(reports):
+        return str(fault)
     reason = " ".join(str(error).split())[:300] if error else "no member tells why"
     return f"step {step}: the chain broke: {reason}"
+
+
+def first_fault(reports: Mapping[str, Report]) -> Fault | None:
+    """The fault that is most likely the cause of the others."""
+    faults = [report.fault for report in reports.values() if report.fault is not None]
+    return min(faults, key=lambda fault: fault.kind in _CONSEQUENCES, default=None)

@@ -201,7 +201,7 @@ def _environment(cluster_id: str, token: Path) -> dict[str, str]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     environment |= ray_environment(token)
     environment[owned.MARK] = cluster_id
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH"))))
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path.cwd()), os.environ.get("PYTHONPATH"))))
     return environment
 
 

@@ -259,7 +259,10 @@ class ChainMember:
             loop.run()
         except Exception as error:
             self._note(loop, error)
-        self._finished.set()
+        finally:
+            # Whatever happens: pings of a loop that is gone would keep its neighbours waiting.
+            loop.close()
+            self._finished.set()
 
     def _make_loop(self, previous: Connection, following: Connection | None) -> NsfLoop | SinkLoop:
         assert self._stage is not None

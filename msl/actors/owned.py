@@ -18,18 +18,20 @@ def owned_by(cluster_id: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.pid != os.getpid() and process.environ().get(MARK) == cluster_id:
-                if process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
+            if process.pid != os.getpid() and _carries(process, cluster_id):
+                found.append(process)
     return found
 
 
 def is_alive(pid: int, cluster_id: str) -> bool:
     """Whether a process lives and is the cluster's own (not another one that got its number)."""
     with contextlib.suppress(psutil.Error):
-        process = psutil.Process(pid)
-        return process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == cluster_id
+        return _carries(psutil.Process(pid), cluster_id)
     return False
+
+
+def _carries(process: psutil.Process, cluster_id: str) -> bool:
+    return process.environ().get(MARK) == cluster_id and process.status() != psutil.STATUS_ZOMBIE
 
 
 def end(cluster_id: str, first: Sequence[int], timeout_s: float) -> int:

@@ -22,13 +22,13 @@ from msl.pipeline.checkpoint import Progress, initial_state, load, merge, save
 from msl.pipeline.counters import StepRecord
 from msl.pipeline.source import Tally
 from msl.pipeline.stage import StageState
-from msl.plan import Plan
-from msl.plan_text import render
+from msl.plan import Plan, render
 
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.yaml"
 SUMMARY = "summary.json"
 PLACEMENT = "placement.json"
+TRACEBACK = "traceback.txt"
 
 
 class Observer(Protocol):
@@ -116,8 +116,14 @@ def train(config: Config, folder: Path, resume: Path | None, observer: Observer)
             with running(config, plan, cluster, state, run.watch) as chain:
                 _write_placement(run, chain)
                 observer.say(" -> ".join(f"{hop['name']}@{hop['host']}" for hop in chain.path) + " is open")
-                _train_epochs(run, chain, job, progress.epoch)
-                chain.end()
+                try:
+                    _train_epochs(run, chain, job, progress.epoch)
+                    chain.end()
+                except MslError:
+                    if chain.detail:
+                        (folder / TRACEBACK).write_text(chain.detail, encoding="utf-8")
+                        observer.say(f"the traceback is in {folder / TRACEBACK}")
+                    raise
         except BaseException as error:
             run.write_summary(False, str(error) if isinstance(error, MslError) else type(error).__name__)
             raise

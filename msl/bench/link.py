@@ -142,7 +142,7 @@ def _report(samples: Sequence[Sample], sizes: Sequence[int], command: str, found
         cases={size.name(num_bytes): size.show(num_bytes) for num_bytes in sizes},
         sides=WAYS,
         samples=samples,
-        ratios=[Ratio(f"link_over_{way}", "link", way) for way in WAYS if way != "link"],
+        ratios=[Ratio(f"link_over_{way}_{{case}}", "link", way) for way in WAYS if way != "link"],
     )
 
 

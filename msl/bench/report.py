@@ -13,12 +13,6 @@ from msl.errors import ConfigError
 from msl.metrics.summary import write_json
 
 
-_NAMED = {
-    False: "The columns are named as in summary.json.",
-    True: "In summary.json the size follows the column's name, e.g. `link_over_raw_4mib`.",
-}
-
-
 @dataclass(frozen=True)
 class Report:
     """A finished benchmark."""
@@ -68,9 +62,7 @@ def write(folder: Path, report: Report) -> dict[str, Any]:
 def summary(report: Report) -> dict[str, Any]:
     """Each ratio's median by its key, then what they rest on."""
     spreads = {
-        key(report, case, ratio): spread(ratios(report.samples, case, ratio))
-        for ratio in report.ratios
-        for case in report.cases
+        ratio.key(case): spread(ratios(report.samples, case, ratio)) for ratio in report.ratios for case in report.cases
     }
     return {
         **{name: found.median for name, found in spreads.items()},
@@ -90,18 +82,11 @@ def summary(report: Report) -> dict[str, Any]:
     }
 
 
-def key(report: Report, case: str, ratio: Ratio) -> str:
-    """A ratio's key in summary.json: its name, and the case where there are several."""
-    return f"{ratio.name}_{case}" if len(report.cases) > 1 else ratio.name
-
-
 def ratio_lines(report: Report) -> list[str]:
     """The medians of the ratios, a line for each case."""
     return [
         f"{shown}: "
-        + ", ".join(
-            f"{ratio.name} {_number(spread(ratios(report.samples, case, ratio)).median)}" for ratio in report.ratios
-        )
+        + ", ".join(f"{ratio} {_number(spread(ratios(report.samples, case, ratio)).median)}" for ratio in report.ratios)
         for case, shown in report.cases.items()
     ]
 
@@ -109,6 +94,7 @@ def ratio_lines(report: Report) -> list[str]:
 def markdown(report: Report) -> str:
     """The results as a page: what was measured, two tables, the machine."""
     rounds = len({sample.round for sample in report.samples})
+    last = list(report.cases)[-1]
     by_case = [
         (shown, *(_cell(spread(values(report.samples, case, side))) for side in report.sides))
         for case, shown in report.cases.items()
@@ -133,10 +119,10 @@ def markdown(report: Report) -> str:
             "",
             "## Ratios",
             "",
-            f"Median (p10 to p90) of one ratio per round. {_NAMED[len(report.cases) > 1]} The sides take turns within a"
-            " round, in an order that is reversed from round to round.",
+            "Median (p10 to p90) of one ratio per round. The sides take turns within a round, in an order that is"
+            f" reversed from round to round. In summary.json they have names like `{report.ratios[0].key(last)}`.",
             "",
-            *_table(("", *(f"`{ratio.name}`" for ratio in report.ratios)), by_ratio),
+            *_table(("", *map(str, report.ratios)), by_ratio),
             "",
             *(f"{finding}\n" for finding in report.findings),
             "## Machine",

@@ -42,8 +42,16 @@ class Ratio:
     """How two sides compare, in each case."""
 
     name: str
+    """Its key in summary.json; `{case}` stands for the case."""
     over: str
     under: str
+
+    def key(self, case: str) -> str:
+        """Its key in summary.json for a case."""
+        return self.name.format(case=case)
+
+    def __str__(self) -> str:
+        return f"{self.over} / {self.under}"
 
 
 def spread(values: Sequence[float]) -> Spread:

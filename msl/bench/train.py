@@ -21,8 +21,7 @@ from msl.config import Config
 from msl.errors import ConfigError, StageError
 from msl.pipeline.batches import size, steps_per_epoch
 from msl.pipeline.checkpoint import initial_state
-from msl.plan import Plan
-from msl.plan_text import headline
+from msl.plan import Plan, headline
 
 CHAIN, UNSPLIT, ONE_THREAD = "chain", "unsplit", "unsplit_1_thread"
 _CASE = "step"

@@ -11,8 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from msl.plan import Plan
-from msl.plan_text import COLUMNS, headline, render, rows
+from msl.plan import COLUMNS, Plan, headline, render, rows
 
 _PLAIN_EVERY_S = 10.0
 

@@ -12,7 +12,7 @@ import msl
 from msl.cli.bench import bench
 from msl.cli.cluster import down, status, up
 from msl.cli.console import error_line
-from msl.cli.stop import Stopped
+from msl.cli.stop import StopRequestedError
 from msl.cli.train import plan, tensorboard, train
 from msl.errors import MslError
 
@@ -28,7 +28,7 @@ class _Group(click.Group):
         except MslError as error:
             error_line(str(error))
             sys.exit(error.exit_code)
-        except Stopped as stop:
+        except StopRequestedError as stop:
             error_line(f"stopped by {stop}")
             sys.exit(_INTERRUPTED)
 

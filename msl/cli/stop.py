@@ -9,13 +9,13 @@ from types import FrameType
 from typing import Any
 
 
-class Stopped(Exception):
+class StopRequestedError(Exception):
     """The user asked to stop; the message is the signal's name."""
 
 
 @contextlib.contextmanager
 def orderly_stop(say: Callable[[str], None]) -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into `Stopped`; answer later ones with a line.
+    """Turn the first SIGINT or SIGTERM into `StopRequestedError`; answer later ones with a line.
 
     On the way out the body sees a KeyboardInterrupt, the one exception that Ray's own waits let through.
     """
@@ -33,7 +33,7 @@ def orderly_stop(say: Callable[[str], None]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise Stopped(asked or "SIGINT") from None
+        raise StopRequestedError(asked or "SIGINT") from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -53,8 +53,9 @@ class TensorBoard:
 
     def hparams(self, settings: Mapping[str, str | int | float | bool], results: Mapping[str, float]) -> None:
         """What the run was made with, and how it ended."""
-        for summary in hparams(dict(settings), dict(results)):
-            self._writer.file_writer.add_summary(summary)  # type: ignore[union-attr]
+        file = self._writer._get_file_writer()  # type: ignore[no-untyped-call]
+        for summary in hparams(dict(settings), dict(results)):  # type: ignore[no-untyped-call]
+            file.add_summary(summary)
         for name, value in results.items():
             self._writer.add_scalar(name, value)
 

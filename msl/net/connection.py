@@ -81,6 +81,8 @@ class Connection:
         self._sock = sock
         self._max_body = max_body
         self._silence_s = silence_s
+        self._parsed: tuple[TensorSpec, ...] = ()  # descriptors of the last tensor frame, and what they were read from
+        self._parsed_from = (b"", 0)
         self._close_lock = threading.Lock()
         self._staging = memoryview(bytearray(_STAGING))
         self._start = 0  # unread bytes of the staging area: [start, end)
@@ -144,7 +146,7 @@ class Connection:
             self._sock.shutdown(socket.SHUT_WR)
 
     def _receive_tensors(self, header: Header) -> Frame:
-        specs = parse_descriptors(self._take(header.num_tensors * DESCRIPTOR_SIZE), header)
+        specs = self._take_descriptors(header)
         total = header.body_size - header.num_tensors * DESCRIPTOR_SIZE
         if not total:
             return Frame(header, specs, tuple(memoryview(b"") for _ in specs))
@@ -160,6 +162,14 @@ class Connection:
             payloads.append(lease.view[offset : offset + spec.num_bytes])
             offset += padded(spec.num_bytes)
         return Frame(header, specs, tuple(payloads), lease=lease)
+
+    def _take_descriptors(self, header: Header) -> tuple[TensorSpec, ...]:
+        """The descriptors behind a header; not parsed again if they are those of the frame before, as most are."""
+        raw = bytes(self._take(header.num_tensors * DESCRIPTOR_SIZE))
+        if (raw, header.body_size) != self._parsed_from:
+            self._parsed = parse_descriptors(memoryview(raw), header)
+            self._parsed_from = raw, header.body_size
+        return self._parsed
 
     def _take(self, num_bytes: int) -> memoryview:
         """The next bytes of the stream, in the staging area; valid until the next call."""

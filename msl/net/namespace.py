@@ -54,9 +54,10 @@ def join(pid: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     for name, kind in (("user", _CLONE_NEWUSER), ("net", _CLONE_NEWNET)):
         try:
-            if os.readlink(f"/proc/{pid}/ns/{name}") == os.readlink(f"/proc/self/ns/{name}"):
+            wanted = Path(f"/proc/{pid}/ns/{name}")
+            if wanted.readlink() == Path(f"/proc/self/ns/{name}").readlink():
                 continue
-            descriptor = os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY)
+            descriptor = os.open(wanted, os.O_RDONLY)
         except OSError as error:
             raise ClusterError(f"cannot enter the network of process {pid}: {error.strerror}") from error
         try:

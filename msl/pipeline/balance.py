@@ -93,7 +93,7 @@ def _candidates(model: nn.Module, leaf_modules: Sequence[str], stages: int) -> l
 def _crossing_count(traced: Trace, name: str) -> int:
     start = traced.position(name)
     assert start is not None
-    late = {node for node in traced.nodes[start:]}
+    late = set(traced.nodes[start:])
     return len(live_values(traced.graph, lambda node: int(node in late), 2)[0])
 
 

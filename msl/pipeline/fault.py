@@ -10,6 +10,8 @@ from msl.errors import MslError
 
 LONGEST_MESSAGE = 1000
 """Characters of an error's message that travel; the document of a frame is bounded."""
+LONGEST_DETAIL = 8000
+"""Characters of a traceback that are told, from its end."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class Fault:
     step: int
     micro_batch: int
     message: str
+    detail: str = ""
+    """Traceback of an error that msl did not foresee, e.g. in the model's own code."""
 
     def __str__(self) -> str:
         where = f"host {self.host}, stage {self.stage}, step {self.step}, micro-batch {self.micro_batch}"
@@ -37,14 +41,22 @@ class Fault:
 def read_fault(document: Mapping[str, Any]) -> Fault:
     """Make sense of an ERROR's document, also of one that leaves fields out."""
 
-    def text(name: str) -> str:
-        return str(document.get(name, "?"))[:LONGEST_MESSAGE]
+    def text(name: str, default: str = "?", limit: int = LONGEST_MESSAGE) -> str:
+        return str(document.get(name, default))[:limit]
 
     def number(name: str) -> int:
         value = document.get(name)
         return value if isinstance(value, int) else -1
 
-    return Fault(text("kind"), text("stage"), text("host"), number("step"), number("micro_batch"), text("message"))
+    return Fault(
+        kind=text("kind"),
+        stage=text("stage"),
+        host=text("host"),
+        step=number("step"),
+        micro_batch=number("micro_batch"),
+        message=text("message"),
+        detail=text("detail", "", LONGEST_DETAIL),
+    )
 
 
 class FaultError(MslError):

@@ -8,6 +8,7 @@ and takes the micro-batches of each direction in order, so that sums of gradient
 from __future__ import annotations
 
 import contextlib
+import traceback
 from collections import deque
 from collections.abc import Callable
 
@@ -19,7 +20,7 @@ from msl.net.connection import Frame
 from msl.net.frame import Flag, Header, Kind, Role, TensorSpec
 from msl.pipeline.counters import Counters, StepRecord
 from msl.pipeline.exchange import answered, append_metric, check_finite, leases_of, measure, pass_on, present
-from msl.pipeline.fault import LONGEST_MESSAGE, Fault, FaultError, read_fault
+from msl.pipeline.fault import LONGEST_DETAIL, LONGEST_MESSAGE, Fault, FaultError, read_fault
 from msl.pipeline.link import Inbox, Link
 from msl.pipeline.stage import Stage
 from msl.pipeline.wire import describe_all, tensors_in
@@ -69,7 +70,9 @@ class StageLoop:
         if isinstance(error, FaultError):
             fault = error.fault
         else:
-            message = str(error) if isinstance(error, MslError) else f"{type(error).__name__}: {error}"
+            foreseen = isinstance(error, MslError)
+            message = str(error) if foreseen else f"{type(error).__name__}: {error}"
+            detail = "" if foreseen else "".join(traceback.format_exception(error))[-LONGEST_DETAIL:]
             fault = Fault(
                 type(error).__name__,
                 self.name,
@@ -77,6 +80,7 @@ class StageLoop:
                 self.counters.step,
                 self.counters.micro_batch,
                 " ".join(message.split())[:LONGEST_MESSAGE],
+                detail,
             )
         for link in self.links:
             with contextlib.suppress(ProtocolError):  # a full queue: the peer will see the connection close

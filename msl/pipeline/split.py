@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import fx, nn
@@ -49,17 +50,14 @@ def _sequential(model: nn.Sequential, cut: Sequence[str]) -> list[nn.Module] | N
     if any(name not in names for name in cut):
         return None
     starts = [0, *(names.index(name) for name in cut), len(names)]
-    for index, (start, end) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+    for index, (start, end) in enumerate(pairwise(starts)):
         if end <= start:
             raise ConfigError(
                 f"split.cut[{min(index, len(cut) - 1)}]: {cut[min(index, len(cut) - 1)]!r} leaves an empty stage;"
                 f" the model's children are {', '.join(names)} in this order"
             )
     children = list(model.named_children())
-    return [
-        nn.Sequential(OrderedDict(children[start:end])).train(model.training)
-        for start, end in zip(starts[:-1], starts[1:], strict=True)
-    ]
+    return [nn.Sequential(OrderedDict(children[start:end])).train(model.training) for start, end in pairwise(starts)]
 
 
 def _graph_stages(traced: Trace, cut: Sequence[str], example: Tensors) -> list[nn.Module]:

@@ -44,7 +44,7 @@ from msl.net.frame import (
     parse_header,
 )
 from msl.net.handshake import read_hello
-from msl.pipeline.fault import LONGEST_MESSAGE, read_fault
+from msl.pipeline.fault import LONGEST_DETAIL, LONGEST_MESSAGE, read_fault
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
 MAX_BODY = 1 << 20
@@ -423,6 +423,7 @@ def test_the_limits_in_the_document_are_those_of_the_code() -> None:
         f"| dimensions of a tensor | {MAX_DIMS} |",
         f"| document | {MAX_DOCUMENT} bytes |",
         f"| message of an ERROR | {LONGEST_MESSAGE} characters; a receiver cuts off the rest |",
+        f"| detail of an ERROR | {LONGEST_DETAIL} characters; a receiver cuts off the rest |",
     ):
         assert line in DOCUMENT
     assert f"# The hop protocol, version {frame_module.VERSION}\n" in DOCUMENT

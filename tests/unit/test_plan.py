@@ -9,8 +9,7 @@ import pytest
 
 from msl.config import Config
 from msl.errors import ConfigError
-from msl.plan import Place, Plan, Profile, StageProfile, build, lay_out
-from msl.plan_text import render
+from msl.plan import Place, Plan, Profile, StageProfile, build, lay_out, render
 
 
 def config(**changes: object) -> Config:

@@ -170,3 +170,28 @@ class _Pair(nn.Module):
 class _Sum(nn.Module):
     def forward(self, pair: tuple[torch.Tensor, ...]) -> torch.Tensor:
         return torch.stack(pair).sum(0)
+
+
+class Explodes(nn.Module):
+    """Raises in its sixth forward pass in train mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(1, 2, 3)
+        self.fuse = _Fuse()
+        self.head = nn.Linear(2 * 36, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.fuse(self.body(x)).flatten(1))
+
+
+class _Fuse(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.passes = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.passes += self.training and x.requires_grad
+        if self.passes > 5:  # the four passes that measure a model go well
+            raise ValueError("boom")
+        return x * 1

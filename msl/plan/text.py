@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from msl.plan import Member, Plan
+from msl.plan.layout import Member, Plan
 
 COLUMNS = (
     "hop",
@@ -50,9 +50,8 @@ def count_bytes(num_bytes: float) -> str:
 
 def _row(plan: Plan, member: Member) -> tuple[str, ...]:
     stage = member.place.stage
-    if stage is None:
-        begins = "(no stage)"
-    else:
+    begins = "(no stage)"
+    if stage is not None:
         begins = plan.cut[stage - 1] if stage else "input"
     return (
         str(member.place.hop),
