@@ -32,24 +32,24 @@ class TensorBoard:
         add(f"stage_refused_connections/{stage}", record.refused, step)
         for hop, (bytes_in, frames_in, bytes_out, frames_out) in record.hops.items():
             name = f"{stage}_{hop}"
-            add(f"hop_bytes_in/{name}", bytes_in, step)
-            add(f"hop_bytes_out/{name}", bytes_out, step)
-            add(f"hop_frames_in/{name}", frames_in, step)
-            add(f"hop_frames_out/{name}", frames_out, step)
+            add(f"traffic_bytes_in/{name}", bytes_in, step)
+            add(f"traffic_bytes_out/{name}", bytes_out, step)
+            add(f"traffic_frames_in/{name}", frames_in, step)
+            add(f"traffic_frames_out/{name}", frames_out, step)
         if record.loss is not None:
-            add("train/loss", record.loss, step)
+            add("loss/train", record.loss, step)
             if record.accuracy is not None:
-                add("train/accuracy", record.accuracy, step)
-            add("train/samples_per_second", record.samples / (record.wall_ms / 1e3), step)
-            add("train/step_ms", record.wall_ms, step)
+                add("accuracy/train", record.accuracy, step)
+            add("speed/samples_per_second", record.samples / (record.wall_ms / 1e3), step)
+            add("speed/step_ms", record.wall_ms, step)
         if record.learning_rate is not None and stage in ("source", "sink"):
-            add("train/learning_rate", record.learning_rate, step)
+            add("learning_rate/learning_rate", record.learning_rate, step)
 
     def epoch(self, step: int, test_loss: float, test_accuracy: float | None) -> None:
         """The evaluation at the end of an epoch."""
-        self._writer.add_scalar("test/loss", test_loss, step)
+        self._writer.add_scalar("loss/test", test_loss, step)
         if test_accuracy is not None:
-            self._writer.add_scalar("test/accuracy", test_accuracy, step)
+            self._writer.add_scalar("accuracy/test", test_accuracy, step)
 
     def hparams(self, settings: Mapping[str, str | int | float | bool], results: Mapping[str, float]) -> None:
         """What the run was made with, and how it ended."""

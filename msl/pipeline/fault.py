@@ -10,7 +10,7 @@ from msl.errors import MslError
 
 LONGEST_MESSAGE = 1000
 """Characters of an error's message that travel; the document of a frame is bounded."""
-LONGEST_DETAIL = 8000
+LONGEST_DETAIL = 4000
 """Characters of a traceback that are told, from its end."""
 
 

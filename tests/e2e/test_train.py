@@ -59,21 +59,21 @@ def test_losses_and_weights_equal_the_unsplit_model(run: Path) -> None:
     assert trained.keys() == weights.keys()
     assert all(torch.equal(trained[name], weights[name]) for name in weights)
     events = EventAccumulator(str(run)).Reload()
-    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(losses, rel=1e-6)
+    assert [event.value for event in events.Scalars("loss/train")] == pytest.approx(losses, rel=1e-6)
 
 
 def test_tensorboard_shows_learning_stages_hops_plan_and_hparams(run: Path) -> None:
     events = EventAccumulator(str(run)).Reload()
     scalars = set(events.Tags()["scalars"])
-    for tag in ("train/loss", "train/accuracy", "train/learning_rate", "train/samples_per_second", "test/accuracy"):
+    for tag in ("loss/train", "accuracy/train", "learning_rate/learning_rate", "speed/samples_per_second", "accuracy/test"):
         assert tag in scalars
     for stage in ("source", "nsf1", "sink"):
         for time in ("forward_ms", "backward_ms", "receive_wait_ms", "send_ms"):
             values = [event.value for event in events.Scalars(f"stage_{time}/{stage}")]
             assert len(values) == 12
             assert all(math.isfinite(value) and value >= 0 for value in values)
-    sent = [event.value for event in events.Scalars("hop_bytes_out/source_next")]
-    received = [event.value for event in events.Scalars("hop_bytes_in/nsf1_previous")]
+    sent = [event.value for event in events.Scalars("traffic_bytes_out/source_next")]
+    received = [event.value for event in events.Scalars("traffic_bytes_in/nsf1_previous")]
     assert sent == sorted(sent)
     # Pings and control frames aside, what the source sends is what the first NSF receives.
     assert received[-1] == pytest.approx(sent[-1], rel=0.01)
