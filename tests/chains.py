@@ -42,7 +42,7 @@ def make_plan(config: Config, threads: int = 1) -> Plan:
     measured = profile(
         build_model(config), config.split.cut, stages, sample_inputs(data.train, 4), config.split.leaf_modules
     )
-    return build(config, measured, dict.fromkeys(hosts, threads))
+    return build(config, measured, dict.fromkeys(hosts, threads), len(data.train))  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -99,6 +100,7 @@ def session(config: Config, hosts: Sequence[str], network: Network, say: Callabl
         ClusterError: the cluster did not start, cannot be reached, or lacks a host.
     """
     if config.cluster.address is not None:
+        _check_reachable(config.cluster.address, config.timeouts.connect_s)
         with _driver(config.cluster.address, None, config):
             yield Session(_nodes(config, hosts, config.timeouts.start_s), None)
         return
@@ -115,6 +117,19 @@ def session(config: Config, hosts: Sequence[str], network: Network, say: Callabl
     finally:
         if network.kept is None:
             local.stop(cluster)
+
+
+def _check_reachable(address: str, timeout_s: float) -> None:
+    """Whether anything listens there; Ray itself would try for a minute."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s).close()
+    except OSError as error:
+        reason = error.strerror or f"no answer within {timeout_s:g} s"
+        raise ClusterError(
+            f"cluster.address: {address}: cannot be reached: {reason}; is the head of the Ray cluster up, and is this"
+            " its GCS port?"
+        ) from error
 
 
 def _check_hosts(cluster: local.LocalCluster, hosts: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from msl.actors import local
 from msl.config import Config
 from msl.data import Splits
 from msl.pipeline.balance import profile
-from msl.pipeline.batches import sample_inputs
+from msl.pipeline.batches import sample_inputs, size
 from msl.pipeline.build import build_data, build_model, check_job
 from msl.pipeline.runtime import Module, set_threads
 from msl.plan import Plan, Profile, build, lay_out
@@ -31,7 +31,7 @@ class Job:
 
     def plan(self, cpus: Mapping[str, int]) -> Plan:
         """The plan on hosts with so many CPUs."""
-        return build(self.config, self.profile, cpus)
+        return build(self.config, self.profile, cpus, size(self.data.train))
 
 
 def prepare(config: Config) -> Job:

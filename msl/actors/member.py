@@ -26,13 +26,13 @@ from msl.net.fabric import DirectFabric, Endpoint, Fabric, endpoint_of
 from msl.net.frame import VERSION
 from msl.net.handshake import Doorkeeper, Hello
 from msl.net.hop import HopPlan, open_relay, open_source
-from msl.pipeline.batches import Batch, evaluation_batches, size, training_batches
+from msl.pipeline.batches import Batch, evaluation_batches, training_batches
 from msl.pipeline.build import build_data, build_loss, build_model, build_stage, cut_model
 from msl.pipeline.counters import Counters, StepRecord
 from msl.pipeline.fault import Fault
 from msl.pipeline.link import Inbox, Link
 from msl.pipeline.loop import NsfLoop, SinkLoop, StageLoop
-from msl.pipeline.runtime import set_threads, torch_version
+from msl.pipeline.runtime import set_threads, threads, torch_version
 from msl.pipeline.source import SourceLoop, Tally
 from msl.pipeline.stage import Stage, StageState
 from msl.plan import Member, Plan
@@ -92,10 +92,9 @@ class ChainMember:
         self._address = address
         self._make_fabric = make_fabric or (lambda at, next_hop: DirectFabric(at, next_hop, config.timeouts.connect_s))
         set_threads(self._me.threads)
-        data = build_data(config)
-        self._train_samples = size(data.train)
-        self._data: Splits | None = data if self._me.place.role == "source" else None
-        self._stage = self._build_stage(data)
+        # Only the source has the data; the others need not be able to load it.
+        self._data: Splits | None = build_data(config) if self._me.place.role == "source" else None
+        self._stage = self._build_stage()
         self._hop_plan = self._make_hop_plan(job)
         self._counters = Counters()
         self._door: Doorkeeper | None = None
@@ -107,7 +106,7 @@ class ChainMember:
 
     def identify(self, ray_node: str | None = None) -> Identity:
         """Where this member runs."""
-        return Identity(self._me.place.name, os.getpid(), socket.gethostname(), ray_node, self._me.threads)
+        return Identity(self._me.place.name, os.getpid(), socket.gethostname(), ray_node, threads())
 
     def listen(self) -> Endpoint | None:
         """Listen for the previous hop; returns where. The source listens nowhere."""
@@ -213,12 +212,12 @@ class ChainMember:
         train = self._config.train
         return training_batches(self._data.train, train.batch_size, train.micro_batch, self._config.seed, epoch)
 
-    def _build_stage(self, data: Splits) -> Stage | None:
+    def _build_stage(self) -> Stage | None:
         index = self._me.place.stage
         if index is None:
             return None
-        modules = cut_model(self._config, build_model(self._config), self._plan.cut, data)
-        return build_stage(self._config, modules[index], self._train_samples)
+        modules = cut_model(self._config, self._plan, build_model(self._config))
+        return build_stage(self._config, modules[index], self._plan.train_samples)
 
     def _make_hop_plan(self, job: str) -> HopPlan:
         place = self._me.place

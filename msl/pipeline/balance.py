@@ -15,7 +15,7 @@ from msl.errors import ConfigError
 from msl.pipeline.build import as_inputs
 from msl.pipeline.split import Tensors, split
 from msl.pipeline.trace import Trace, live_values, trace
-from msl.plan import Profile, StageProfile
+from msl.plan import InputSpec, Profile, StageProfile
 
 _ROUNDS = 3
 """Measured passes; the median counts, after one pass to warm up."""
@@ -58,6 +58,7 @@ def profile(
             for module, times in zip(modules, measured, strict=True)
         ),
         bytes_across=tuple(size // samples for size in crossing),
+        inputs=tuple(InputSpec(tuple(t.shape[1:]), str(t.dtype).removeprefix("torch.")) for t in inputs),
         input_bytes=sum(t.nbytes for t in inputs) // samples,
     )
 

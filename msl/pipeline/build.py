@@ -12,10 +12,11 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from msl.config import Config
 from msl.data import Splits
 from msl.errors import ConfigError
-from msl.pipeline.batches import sample_inputs, size, steps_per_epoch
+from msl.pipeline.batches import size, steps_per_epoch
 from msl.pipeline.factory import make
 from msl.pipeline.split import split
 from msl.pipeline.stage import Stage
+from msl.plan import Plan
 
 _EXAMPLE_SAMPLES = 2
 """Samples that a model is traced with: more than one, so that a dimension of size one cannot be mistaken."""
@@ -95,10 +96,12 @@ def build_stage(config: Config, module: nn.Module, train_samples: int) -> Stage:
     )
 
 
-def cut_model(config: Config, model: nn.Module, cut: tuple[str, ...], data: Splits) -> list[nn.Module]:
-    """The stages of a model, cut before the named modules."""
-    example = sample_inputs(data.train, _EXAMPLE_SAMPLES)
-    return split(model, cut, example, config.split.leaf_modules)
+def cut_model(config: Config, plan: Plan, model: nn.Module) -> list[nn.Module]:
+    """The stages of a model; needs no data."""
+    example = tuple(
+        torch.zeros((_EXAMPLE_SAMPLES, *spec.shape), dtype=getattr(torch, spec.dtype)) for spec in plan.inputs
+    )
+    return split(model, plan.cut, example, config.split.leaf_modules)
 
 
 def check_job(config: Config, data: Splits) -> None:

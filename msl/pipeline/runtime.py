@@ -17,6 +17,11 @@ def set_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
+def threads() -> int:
+    """Threads within an operation of the calling thread."""
+    return torch.get_num_threads()
+
+
 def torch_version() -> str:
     """Torch's version; members with different ones may compute different bits."""
     return str(torch.__version__)

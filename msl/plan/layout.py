@@ -29,6 +29,16 @@ class Place:
 
 
 @dataclass(frozen=True)
+class InputSpec:
+    """One input of the model, as every member must know it to cut the model; only the source has the data."""
+
+    shape: tuple[int, ...]
+    """Without the batch dimension."""
+    dtype: str
+    """As torch names it, e.g. `float32`."""
+
+
+@dataclass(frozen=True)
 class StageProfile:
     """What one stage weighs, measured on the unsplit model."""
 
@@ -48,8 +58,10 @@ class Profile:
     stages: tuple[StageProfile, ...]
     bytes_across: tuple[int, ...]
     """Per cut: bytes of smashed data per sample, one way."""
+    inputs: tuple[InputSpec, ...]
+    """The model's inputs."""
     input_bytes: int
-    """Bytes per sample of the model's input."""
+    """Bytes per sample of the model's inputs."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +86,10 @@ class Plan:
     fabric: str
     hosts: tuple[str, ...]
     cut: tuple[str, ...]
+    inputs: tuple[InputSpec, ...]
+    """The model's inputs, for members that have no data."""
+    train_samples: int
+    """Size of the training set, from which schedules reckon their steps."""
     members: tuple[Member, ...]
     in_flight: int
     """Micro-batches under way in the chain at once."""
@@ -173,13 +189,14 @@ def _order(config: Config, names: tuple[str, ...], size: int) -> tuple[str, ...]
     return (source, *between[: size - 2], sink)
 
 
-def build(config: Config, profile: Profile, cpus: Mapping[str, int]) -> Plan:
+def build(config: Config, profile: Profile, cpus: Mapping[str, int], train_samples: int) -> Plan:
     """The plan of a job.
 
     Args:
         config: what was asked for.
         profile: the measured model, with as many stages as `lay_out` has places for.
         cpus: CPUs of each host that its stages may use.
+        train_samples: size of the training set.
     """
     hosts, places = lay_out(config)
     computing = [place.host for place in places if place.stage is not None]
@@ -198,4 +215,14 @@ def build(config: Config, profile: Profile, cpus: Mapping[str, int]) -> Plan:
     }
     schema = hashlib.sha256(json.dumps(agreed, sort_keys=True).encode()).hexdigest()
     in_flight = config.train.in_flight or len(profile.stages)
-    return Plan(config.name, config.fabric, hosts, profile.cut, tuple(members), in_flight, schema)
+    return Plan(
+        config.name,
+        config.fabric,
+        hosts,
+        profile.cut,
+        profile.inputs,
+        train_samples,
+        tuple(members),
+        in_flight,
+        schema,
+    )

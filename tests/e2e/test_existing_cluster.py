@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.e2e.command import JOB, nothing_left, write_config
+from tests.e2e.command import JOB, msl, nothing_left, write_config
 
 pytestmark = pytest.mark.cluster
 
@@ -40,6 +40,13 @@ os.environ["HOME"] = folder
 msl("train", "--config", f"{folder}/existing.yaml", "--set", address, "--out", f"{folder}/without-token")
 msl("down", "--config", f"{folder}/job.yaml")
 """
+
+
+def test_an_address_at_which_nothing_listens_is_told_at_once(tmp_path: Path) -> None:
+    config = write_config(tmp_path, cluster={"address": "127.0.0.1:9"}, hosts=["a", "b", "c"])
+    done = msl("train", "--config", config, "--out", tmp_path / "run", timeout_s=30.0)
+    assert done.code == 3
+    assert "cluster.address: 127.0.0.1:9: cannot be reached: Connection refused" in done.last_line
 
 
 def test_an_existing_cluster_is_joined_by_its_address_and_its_token(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_losses_and_weights_equal_the_unsplit_model(run: Path) -> None:
 def test_tensorboard_shows_learning_stages_hops_plan_and_hparams(run: Path) -> None:
     events = EventAccumulator(str(run)).Reload()
     scalars = set(events.Tags()["scalars"])
-    for tag in ("loss/train", "accuracy/train", "learning_rate/learning_rate", "speed/samples_per_second", "accuracy/test"):
+    for tag in ("loss/train", "accuracy/train", "learning_rate/learning_rate", "speed/samples_per_second", "loss/test"):
         assert tag in scalars
     for stage in ("source", "nsf1", "sink"):
         for time in ("forward_ms", "backward_ms", "receive_wait_ms", "send_ms"):

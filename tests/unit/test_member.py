@@ -6,9 +6,12 @@ import time
 
 import pytest
 
+from msl.config import Config
+from msl.data import Splits
 from msl.errors import StageError
+from msl.pipeline.build import build_data
 from msl.pipeline.loop import NsfLoop
-from tests.chains import make_config, open_chain
+from tests.chains import make_config, make_plan, open_chain
 
 JOB = {
     "model": {"factory": "tests.unit.toys:Explodes"},
@@ -46,3 +49,19 @@ def test_a_member_whose_failing_fails_does_not_keep_its_neighbours_waiting(monke
         with pytest.raises(StageError, match="nsf1 on host n1 closed the connection"):
             members[0].train_epoch(0, 0)
         assert time.monotonic() - begin < 5.0
+
+
+def test_only_the_source_loads_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config(**{**JOB, "model": {"factory": "tests.unit.toys:Awkward"}, "split": {"cut": ["mix", "head"]}})
+    plan = make_plan(config)
+    loaded = []
+
+    def load(config: Config) -> Splits:
+        loaded.append(config)
+        return build_data(config)
+
+    monkeypatch.setattr("msl.actors.member.build_data", load)
+    with open_chain(config, plan) as members:
+        members[0].train_epoch(0, 0)
+    assert len(members) == 3
+    assert len(loaded) == 1

@@ -23,6 +23,7 @@ def measured(stages: int) -> Profile:
         cut=tuple(f"layer{i}" for i in range(1, stages)),
         stages=tuple(StageProfile(1000 + i, 10.0 + i, 20.0 + i) for i in range(stages)),
         bytes_across=tuple(100 + i for i in range(stages - 1)),
+        inputs=(),
         input_bytes=7,
     )
 
@@ -30,7 +31,7 @@ def measured(stages: int) -> Profile:
 def planned(job: Config, cpus: int | dict[str, int] = 8) -> Plan:
     hosts, places = lay_out(job)
     stages = sum(place.stage is not None for place in places)
-    return build(job, measured(stages), cpus if isinstance(cpus, dict) else dict.fromkeys(hosts, cpus))
+    return build(job, measured(stages), cpus if isinstance(cpus, dict) else dict.fromkeys(hosts, cpus), 100)
 
 
 def hosts_of(places: tuple[Place, ...]) -> list[str]:
@@ -210,15 +211,15 @@ def test_the_schema_changes_with_what_members_must_agree_on(changes: dict[str, A
 
 def test_the_schema_changes_with_the_cut() -> None:
     job = config(split={"stages": 3})
-    other = Profile(("layer1", "layer3"), measured(3).stages, (100, 101), 7)
+    other = Profile(("layer1", "layer3"), measured(3).stages, (100, 101), (), 7)
     cpus = dict.fromkeys(lay_out(job)[0], 1)
-    assert build(job, other, cpus).schema != build(job, measured(3), cpus).schema
+    assert build(job, other, cpus, 100).schema != build(job, measured(3), cpus, 100).schema
 
 
 def test_the_schema_does_not_change_with_hosts_or_measured_times() -> None:
     job, moved = config(split={"stages": 2}), config(hosts=["x", "y"])
-    slower = Profile(("layer1",), (StageProfile(1000, 99.0, 99.0), StageProfile(1001, 99.0, 99.0)), (100,), 7)
-    assert planned(job).schema == planned(moved, 1).schema == build(job, slower, {"n0": 1, "n1": 1}).schema
+    slower = Profile(("layer1",), (StageProfile(1000, 99.0, 99.0), StageProfile(1001, 99.0, 99.0)), (100,), (), 7)
+    assert planned(job).schema == planned(moved, 1).schema == build(job, slower, {"n0": 1, "n1": 1}, 100).schema
 
 
 def test_the_plan_is_plain_values() -> None:
