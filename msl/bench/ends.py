@@ -42,24 +42,24 @@ class Sent(NamedTuple):
 
 @ray.remote
 class Receiver:
-    """The receiving end of all ways.
+    """The receiving end of all ways."""
 
-    Args:
-        address: of its host.
-        job: identifier of the run.
-        in_flight: the window.
-        largest: payload bytes of the largest message.
-    """
-
-    def __init__(self, address: str, job: str, in_flight: int, largest: int) -> None:
+    def __init__(self) -> None:
         set_threads(1)
-        self._hop = HopReceiver(address, job, in_flight, frame_limit(largest))
-        self._raw = RawReceiver(address, largest)
         self._received = 0
         self._last = 0.0
 
-    def endpoints(self) -> Endpoints:
-        """Where it listens."""
+    def listen(self, address: str, job: str, in_flight: int, largest: int) -> Endpoints:
+        """Wait for a sender's sockets.
+
+        Args:
+            address: of this host.
+            job: identifier of the run.
+            in_flight: the window.
+            largest: payload bytes of the largest message.
+        """
+        self._hop = HopReceiver(address, job, in_flight, frame_limit(largest))
+        self._raw = RawReceiver(address, largest)
         return Endpoints(self._hop.endpoint, self._raw.endpoint)
 
     def take(self, tensor: torch.Tensor) -> None:
@@ -110,36 +110,45 @@ class Sender:
     """The sending end of all ways.
 
     Args:
-        address: of its host.
-        job: identifier of the run.
         in_flight: the window; also the number of tensors that are sent in turn.
-        largest: payload bytes of the largest message.
-        endpoints: of the receiver on the other host.
         far: the receiver on the other host.
         near: a receiver on the same host.
     """
 
-    def __init__(
-        self, address: str, job: str, in_flight: int, largest: int, endpoints: Endpoints, far: Any, near: Any
-    ) -> None:
+    def __init__(self, in_flight: int, far: Any, near: Any) -> None:
         set_threads(1)
         self._in_flight = in_flight
-        hop = HopSender(address, endpoints.link, job, in_flight, frame_limit(largest))
-        raw = RawSender(address, endpoints.raw)
+        self._filled = 0
         self._ways: dict[str, Way] = {
-            "link": Way(hop.send, hop.await_answer),
-            "raw": Way(raw.send, raw.await_answer),
             "ray": _over_ray(far.take, as_array=False),
             "ray_numpy": _over_ray(far.take_array, as_array=True),
             "ray_same_raylet": _over_ray(near.take, as_array=False),
             "ray_numpy_same_raylet": _over_ray(near.take_array, as_array=True),
         }
 
+    def connect(self, address: str, job: str, largest: int, endpoints: Endpoints) -> None:
+        """Open the sockets to the far receiver.
+
+        Args:
+            address: of this host.
+            job: identifier of the run.
+            largest: payload bytes of the largest message.
+            endpoints: where the far receiver listens.
+        """
+        hop = HopSender(address, endpoints.link, job, self._in_flight, frame_limit(largest))
+        raw = RawSender(address, endpoints.raw)
+        self._ways |= {"link": Way(hop.send, hop.await_answer), "raw": Way(raw.send, raw.await_answer)}
+
     def measure(self, way: str, num_bytes: int, messages: int) -> Sent:
         """Send so many float32 tensors of `num_bytes` each over one way."""
-        tensors = [torch.full((num_bytes // 4,), float(1 + index)) for index in range(self._in_flight)]
+        tensors = [self._fill(num_bytes // 4) for _ in range(self._in_flight)]
         send, await_answer = self._ways[way]
         seconds = timed(
             messages, self._in_flight, lambda number: send(number, tensors[number % self._in_flight]), await_answer
         )
         return Sent(seconds, tensors[(messages - 1) % self._in_flight][-1].item())
+
+    def _fill(self, elements: int) -> torch.Tensor:
+        """A tensor of a number that no tensor before had."""
+        self._filled += 1
+        return torch.full((elements,), float(self._filled))

@@ -11,7 +11,7 @@ from msl.actors.cluster import Session, enter_network, session
 from msl.bench import machine, plots, size
 from msl.bench.calls import Actors, actors, answer
 from msl.bench.ends import Receiver, Seen, Sender, Sent
-from msl.bench.report import Report, claim_folder, ratio_lines, write
+from msl.bench.report import Report, ratio_lines, write
 from msl.bench.result import Ratio, Sample, take_turns, values
 from msl.config import Config
 from msl.errors import NetworkError
@@ -49,7 +49,7 @@ def run(folder: Path, sizes: Sequence[int], rounds: int, command: str, say: Call
     Call it before the process starts threads: the cluster has a network namespace of its own.
 
     Args:
-        folder: for the results; empty or not there yet.
+        folder: for the results.
         sizes: payload bytes of a message, multiples of 4.
         rounds: how often each way is measured at each size, after one round that is not counted.
         command: how the benchmark was started, for the record.
@@ -62,7 +62,6 @@ def run(folder: Path, sizes: Sequence[int], rounds: int, command: str, say: Call
         MslError: what went wrong.
     """
     plots.require()
-    claim_folder(folder)
     found = machine.describe()
     config = _config(max(sizes))
     network = enter_network(config, say)
@@ -88,11 +87,11 @@ class _Hop:
     def __init__(self, cluster: Session, started: Actors, largest: int, start_s: float) -> None:
         job = secrets.token_hex(16)
         here, there = (cluster.nodes[host] for host in _HOSTS)
-        far = started.start(Receiver, there, there.address, job, IN_FLIGHT, largest)
-        near = started.start(Receiver, here, here.address, job, IN_FLIGHT, largest)
-        endpoints = answer(far.endpoints.remote(), "the receiver", start_s)
-        answer(near.endpoints.remote(), "the receiver on the same raylet", start_s)
-        self._sender = started.start(Sender, here, here.address, job, IN_FLIGHT, largest, endpoints, far, near)
+        far, near = started.start(Receiver, there), started.start(Receiver, here)
+        self._sender = started.start(Sender, here, IN_FLIGHT, far, near)
+        answer(self._sender.__ray_ready__.remote(), "the sender", start_s)  # a receiver does not wait for long
+        endpoints = answer(far.listen.remote(there.address, job, IN_FLIGHT, largest), "the receiver", start_s)
+        answer(self._sender.connect.remote(here.address, job, largest, endpoints), "the sender", start_s)
         self._receivers = {way: near if way.endswith("same_raylet") else far for way in WAYS}
 
     def round(self, turn: int, num_bytes: int) -> list[Sample]:

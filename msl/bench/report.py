@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,14 @@ class Report:
     """What else came out: a sentence each."""
 
 
-def claim_folder(folder: Path) -> None:
-    """Make the folder of a benchmark's results.
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """A folder for a benchmark's results; a new one goes again if the benchmark fails.
 
     Raises:
         ConfigError: it has something in it already, or cannot be made.
     """
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         occupied = any(folder.iterdir())
@@ -48,6 +51,13 @@ def claim_folder(folder: Path) -> None:
         raise ConfigError(f"--out {folder}: cannot be made: {error.strerror}") from error
     if occupied:
         raise ConfigError(f"--out {folder}: is not empty; name a folder that is empty or does not exist")
+    try:
+        yield
+    except BaseException:
+        if is_new:
+            with contextlib.suppress(OSError):  # what has been written stays
+                folder.rmdir()
+        raise
 
 
 def write(folder: Path, report: Report) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from msl.actors.cluster import Session, enter_network, session
 from msl.actors.job import Job, prepare
 from msl.bench import machine, plots
 from msl.bench.calls import Actors, actors, answer
-from msl.bench.report import Report, claim_folder, ratio_lines, write
+from msl.bench.report import Report, ratio_lines, write
 from msl.bench.result import Ratio, Sample, take_turns
 from msl.bench.unsplit import UnsplitActor
 from msl.config import Config
@@ -39,7 +39,7 @@ def run(
 
     Args:
         config: the job.
-        folder: for the results; empty or not there yet.
+        folder: for the results.
         rounds: how often each side is measured, after one round that is not counted.
         steps: optimizer steps of a side in a round.
         command: how the benchmark was started, for the record.
@@ -53,7 +53,6 @@ def run(
         MslError: what else went wrong.
     """
     plots.require()
-    claim_folder(folder)
     found = machine.describe()
     network = enter_network(config, say)
     job = prepare(config)

@@ -100,7 +100,9 @@ def train(config_path: Path, overrides: tuple[str, ...], steps: int, rounds: int
 
 def _run(name: str, out: Path | None, measure: Callable[[Path], object]) -> None:
     folder = out or Path("bench") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-    with orderly_stop(line):
+    from msl.bench.report import claimed
+
+    with orderly_stop(line), claimed(folder):
         measure(folder)
     line(f"results kept in {folder}; read them in {folder / 'results.md'}")
 

@@ -162,7 +162,7 @@ class TrainConfig(_Frozen):
     """Micro-batches under way in the chain at once. Default: the number of stages."""
     eval_batch: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] | None = None
     """Samples per micro-batch of an evaluation. Default: `batch_size`."""
-    optimizer: Factory = Factory(factory="torch.optim:SGD", args={"lr": 0.05, "momentum": 0.9})
+    optimizer: Factory = Factory(factory="torch.optim:SGD", args={"lr": 0.01, "momentum": 0.9})
     """The optimizer; each stage has its own, over its own parameters."""
     schedule: ScheduleConfig | None = None
     """The learning-rate schedule, if any."""

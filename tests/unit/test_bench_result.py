@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from msl.bench.report import Report, claim_folder, ratio_lines, summary, write
+from msl.bench.report import Report, claimed, ratio_lines, summary, write
 from msl.bench.result import Ratio, Sample, Spread, ratios, spread, take_turns, values
 from msl.bench.size import LARGEST, name, parse_sizes, show
 from msl.errors import ConfigError
@@ -111,17 +111,26 @@ def test_the_medians_of_the_ratios_are_told_in_a_line_each() -> None:
 
 
 def test_results_are_not_mixed_with_what_is_there(tmp_path: Path) -> None:
-    claim_folder(tmp_path / "new" / "one")
-    claim_folder(tmp_path / "new" / "one")
+    for _ in range(2):
+        with claimed(tmp_path / "new" / "one"):
+            pass
     (tmp_path / "new" / "one" / "results.csv").touch()
-    with pytest.raises(ConfigError, match=r"--out .*one: is not empty"):
-        claim_folder(tmp_path / "new" / "one")
+    with pytest.raises(ConfigError, match=r"--out .*one: is not empty"), claimed(tmp_path / "new" / "one"):
+        pass
+
+
+def test_a_failed_benchmark_leaves_no_new_folder(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    for folder in ("old", "new"):
+        with pytest.raises(KeyboardInterrupt), claimed(tmp_path / folder):
+            raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
 
 
 def test_a_file_in_the_way_of_the_folder_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"--out .*file: cannot be made"):
-        claim_folder(tmp_path / "file")
+    with pytest.raises(ConfigError, match=r"--out .*file: cannot be made"), claimed(tmp_path / "file"):
+        pass
 
 
 def test_sizes_are_read_and_shown() -> None:
