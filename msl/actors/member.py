@@ -31,8 +31,10 @@ from msl.pipeline.build import build_data, build_loss, build_model, build_stage,
 from msl.pipeline.counters import Counters, StepRecord
 from msl.pipeline.fault import Fault
 from msl.pipeline.link import Inbox, Link
-from msl.pipeline.loop import NsfLoop, SinkLoop, StageLoop
+from msl.pipeline.loop import StageLoop
+from msl.pipeline.nsf import NsfLoop
 from msl.pipeline.runtime import set_threads, threads, torch_version
+from msl.pipeline.sink import SinkLoop
 from msl.pipeline.source import SourceLoop, Tally
 from msl.pipeline.stage import Stage, StageState
 from msl.plan import Member, Plan

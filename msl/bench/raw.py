@@ -13,13 +13,13 @@ import threading
 
 import torch
 
+from msl.bench.hop import LAST
 from msl.errors import NetworkError
 from msl.net.fabric import DirectFabric, Endpoint, endpoint_of
 from msl.net.frame import ALIGNMENT, DESCRIPTOR_SIZE, HEADER_SIZE
 
 _HEADER_SIZE = HEADER_SIZE + DESCRIPTOR_SIZE
 _LENGTH = struct.Struct("<Q")
-_LAST = struct.Struct("<f")
 _ANSWER = bytes(_HEADER_SIZE + ALIGNMENT)
 
 
@@ -71,7 +71,7 @@ class RawReceiver:
                 _fill(sock, header)
                 (num_bytes,) = _LENGTH.unpack_from(header)
                 _fill(sock, self._buffer[:num_bytes])
-                (self.last,) = _LAST.unpack_from(self._buffer, num_bytes - _LAST.size)
+                (self.last,) = LAST.unpack_from(self._buffer, num_bytes - LAST.size)
                 self.received += 1
                 sock.sendall(_ANSWER)
             except (NetworkError, OSError):

@@ -1,4 +1,4 @@
-"""The loop of an NSF and of the sink: receive, compute, send.
+"""What the loops of source, NSF and sink share: links, inbox, order, and how they fail.
 
 The loop is given its links and its stage; it knows neither the fabric nor Ray. One thread computes. It takes
 backward passes before forward passes, which keeps few activations alive (one forward, one backward in turn),
@@ -13,17 +13,16 @@ from collections import deque
 from collections.abc import Callable
 
 import torch
-from torch import nn
 
-from msl.errors import MslError, ProtocolError, StageError
+from msl.errors import MslError, ProtocolError
 from msl.net.connection import Frame
-from msl.net.frame import Flag, Header, Kind, Role, TensorSpec
+from msl.net.frame import Flag, Header, Kind, Role
 from msl.pipeline.counters import Counters, StepRecord
-from msl.pipeline.exchange import answered, append_metric, check_finite, leases_of, measure, pass_on, present
+from msl.pipeline.exchange import present
 from msl.pipeline.fault import LONGEST_DETAIL, LONGEST_MESSAGE, Fault, FaultError, read_fault
 from msl.pipeline.link import Inbox, Link
 from msl.pipeline.stage import Stage
-from msl.pipeline.wire import describe_all, tensors_in
+from msl.pipeline.wire import tensors_in
 
 FLUSH_S = 1.0
 """Time to get a last ERROR or END out before a connection is closed."""
@@ -133,10 +132,22 @@ class StageLoop:
         )
 
 
-class _Relaying(StageLoop):
+class RelayLoop(StageLoop):
     """A loop that is driven by what the previous hop sends: an NSF's or the sink's."""
 
-    stage: Stage
+    def __init__(
+        self,
+        stage: Stage,
+        name: str,
+        host: str,
+        inbox: Inbox,
+        previous: Link,
+        following: Link | None,
+        counters: Counters | None = None,
+    ) -> None:
+        super().__init__(name, host, inbox, previous, following, counters)
+        self.stage = stage
+        self._prev = previous
 
     def run(self) -> None:
         """Run until END; an exception is what `fail` is to be called with."""
@@ -166,163 +177,16 @@ class _Relaying(StageLoop):
                     tensor.requires_grad_()
         return inputs
 
-
-class NsfLoop(_Relaying):
-    """The loop of an NSF: between two hops, with a stage that both directions pass."""
-
-    def __init__(
-        self,
-        stage: Stage,
-        name: str,
-        host: str,
-        inbox: Inbox,
-        previous: Link,
-        following: Link,
-        counters: Counters | None = None,
-    ) -> None:
-        super().__init__(name, host, inbox, previous, following, counters)
-        self.stage = stage
-        self._prev = previous
-        self._next = following
-        self._waiting: deque[Frame] = deque()  # forwarded frames whose answer has not come back
-
-    def _take_forward(self, frame: Frame) -> bool:
-        header = frame.header
-        if frame.kind is not Kind.FORWARD:
-            self._next.send_document(Header(frame.kind, step=header.step))
-            return False
-        if self._step_is_open(header):
-            # The next step's forward pass needs the weights after this step: put it back and wait.
-            self._forwards.appendleft(frame)
-            self._wait()
-            return False
-        self._at(header)
-        train = Flag.TRAIN in header.flags
-        inputs = self._inputs(frame)
-        with self.counters.during("forward"):
-            outputs = self.stage.forward(inputs, header.step, header.micro_batch) if train else self.stage.infer(inputs)
-        specs, payloads = describe_all(outputs)
-        pass_on(frame, Role.TARGET, specs, payloads)
-        # In eval mode the payloads that pass unchanged lie in the frame's buffer until they are sent.
-        release = [] if train or frame.lease is None else [frame.lease]
-        self._next.send(header, specs, payloads, release)
-        self._waiting.append(frame)
-        return False
-
-    def _step_is_open(self, header: Header) -> bool:
-        return bool(self._waiting) and self._waiting[-1].header.step != header.step
-
-    def _take_backward(self, frame: Frame) -> bool:
-        header = frame.header
-        if frame.kind is Kind.END:
-            self._prev.send_document(Header(Kind.END))
-            self.close(FLUSH_S)
-            return True
+    def _turn_back(self, frame: Frame) -> bool:
+        """An EPOCH or END on its way back to the source: take part in it, and pass it on; True at the end."""
         if frame.kind is Kind.EPOCH:
             self.stage.end_epoch()
-            self._prev.send_document(Header(Kind.EPOCH, step=header.step))
-            return False
-        forward = answered(self._waiting, frame)
-        self._at(header)
-        specs: list[TensorSpec] = []
-        payloads: list[memoryview] = []
-        if frame.kind is Kind.BACKWARD:
-            with self.counters.during("backward"):
-                grads = self.stage.backward(tensors_in(frame, Role.SMASHED))
-            specs, payloads = describe_all(grads)
-        pass_on(frame, Role.METRIC, specs, payloads)
-        if frame.kind is Kind.RESULT:
-            pass_on(frame, Role.SMASHED, specs, payloads)
-        leases = leases_of(frame, *([forward] if frame.kind is Kind.BACKWARD else []))
-        self._prev.send(header, specs, payloads, leases)
-        if Flag.STEP in forward.header.flags:
-            self.stage.step()
-            self._record(header.step, learning_rate=self.stage.learning_rate)
-        return False
-
-
-class SinkLoop(_Relaying):
-    """The loop of the sink: last stage, loss, and the turn from forward to backward.
-
-    Args:
-        loss: averages over the samples of a micro-batch.
-    """
-
-    def __init__(
-        self,
-        stage: Stage,
-        loss: nn.Module,
-        name: str,
-        host: str,
-        inbox: Inbox,
-        previous: Link,
-        counters: Counters | None = None,
-    ) -> None:
-        super().__init__(name, host, inbox, previous, None, counters)
-        self.stage = stage
-        self._prev = previous
-        self._loss = loss.to(stage.device)
-
-    def _take_backward(self, frame: Frame) -> bool:
-        raise ProtocolError(f"a {frame.kind.name} frame beyond the end of the chain")
-
-    def _take_forward(self, frame: Frame) -> bool:
-        header = frame.header
+        self._prev.send_document(Header(frame.kind, step=frame.header.step))
         if frame.kind is Kind.END:
-            self._prev.send_document(Header(Kind.END))
             self.close(FLUSH_S)
-            return True
-        if frame.kind is Kind.EPOCH:
-            self.stage.end_epoch()
-            self._prev.send_document(Header(Kind.EPOCH, step=header.step))
-            return False
-        self._at(header)
-        inputs = self._inputs(frame)
-        targets = present(tensors_in(frame, Role.TARGET), header)
-        if Flag.TRAIN in header.flags:
-            self._train(frame, inputs, targets)
-        else:
-            self._evaluate(frame, inputs, targets)
-        return False
+        return frame.kind is Kind.END
 
-    def _train(self, frame: Frame, inputs: list[torch.Tensor], targets: list[torch.Tensor]) -> None:
-        header = frame.header
-        if len(targets) != 1 or header.batch_samples < 1:
-            raise ProtocolError("a FORWARD in train mode needs one target and the number of samples of its step")
-        with self.counters.during("forward"):
-            outputs = self.stage.forward(inputs, header.step, header.micro_batch)
-            if len(outputs) != 1:
-                raise StageError(f"the model returns {len(outputs)} tensors; the loss takes one")
-            target = targets[0].to(self.stage.device)
-            loss = self._loss(outputs[0], target)
-            samples = len(target)
-            metric = measure(loss, outputs[0], target)
-        check_finite(metric)
-        with self.counters.during("backward"):
-            wanting = [t for t in outputs if t.requires_grad]
-            scaled = loss * (samples / header.batch_samples)
-            grads = self.stage.backward(torch.autograd.grad(scaled, wanting) if wanting else [])
-        specs, payloads = describe_all(grads)
-        append_metric(metric, specs, payloads)
-        self._prev.send(
-            Header(Kind.BACKWARD, Flag(0), header.step, header.micro_batch), specs, payloads, leases_of(frame)
-        )
-        if Flag.STEP in header.flags:
-            self.stage.step()
-            self._record(header.step, learning_rate=self.stage.learning_rate)
-
-    def _evaluate(self, frame: Frame, inputs: list[torch.Tensor], targets: list[torch.Tensor]) -> None:
-        header = frame.header
-        with self.counters.during("forward"):
-            outputs = self.stage.infer(inputs)
-        specs: list[TensorSpec] = []
-        payloads: list[memoryview] = []
-        if targets:
-            target = targets[0].to(self.stage.device)
-            metric = measure(self._loss(outputs[0], target), outputs[0], target)
-            append_metric(metric, specs, payloads)
-        else:
-            specs, payloads = describe_all(outputs)
-        self._prev.send(
-            Header(Kind.RESULT, Flag(0), header.step, header.micro_batch), specs, payloads, leases_of(frame)
-        )
+    def _end_step(self, header: Header) -> None:
+        """Optimizer step, after the backward pass of a step's last micro-batch."""
+        self.stage.step()
+        self._record(header.step, learning_rate=self.stage.learning_rate)

@@ -10,7 +10,7 @@ from msl.config import Config
 from msl.data import Splits
 from msl.errors import StageError
 from msl.pipeline.build import build_data
-from msl.pipeline.loop import NsfLoop
+from msl.pipeline.nsf import NsfLoop
 from tests.chains import make_config, make_plan, open_chain
 
 JOB = {
