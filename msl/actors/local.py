@@ -225,7 +225,7 @@ def _ray_start(
     if index == 0:
         port = gcs.rpartition(":")[2]
         command += ["--head", f"--port={port}", "--include-dashboard=false"]
-        command += [f"--ray-client-server-port={_free_port(address)}"]
+        command += ["--ray-client-server-port=0"]  # none: nobody uses it, and a space in a path breaks it
     else:
         command += [f"--address={gcs}"]
     return [

@@ -1,4 +1,4 @@
-"""A connection: the same frames however the bytes are cut, a deadline on each wait, and bounded memory."""
+"""A connection: frames arrive as they were sent, a deadline on each wait, and bounded memory."""
 
 from __future__ import annotations
 
@@ -7,124 +7,15 @@ import ctypes
 import hashlib
 import random
 import socket
-import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
 
 from msl.errors import NetworkError, ProtocolError
 from msl.net.buffers import BufferPool
-from msl.net.connection import Connection, Frame, refuse
-from msl.net.frame import (
-    ALIGNMENT,
-    DType,
-    Flag,
-    Header,
-    Kind,
-    Role,
-    TensorFlag,
-    TensorSpec,
-    encode,
-    encode_document,
-)
-
-MAX_BODY = 1 << 20
-PEER = "stage 2 on host n2"
-
-
-@contextlib.contextmanager
-def tcp_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        near = socket.create_connection(listener.getsockname())
-        far, _ = listener.accept()
-    with near, far:
-        yield near, far
-
-
-@contextlib.contextmanager
-def reader(max_body: int = MAX_BODY, silence_s: float = 5.0) -> Iterator[tuple[Connection, socket.socket]]:
-    """A connection, and the bare socket at its other end."""
-    near, far = socket.socketpair()
-    connection = Connection(near, PEER, max_body, silence_s)
-    with far:
-        yield connection, far
-        connection.close()
-
-
-@contextlib.contextmanager
-def running(target: object, *args: object) -> Iterator[threading.Thread]:
-    """A thread that must end by the end of the block."""
-    thread = threading.Thread(target=target, args=args, daemon=True)  # type: ignore[arg-type]
-    thread.start()
-    yield thread
-    thread.join(timeout=10)
-    assert not thread.is_alive()
-
-
-@dataclass(frozen=True)
-class Sent:
-    """A frame to send, in a form that can be compared with what arrives."""
-
-    header: Header
-    specs: tuple[TensorSpec, ...] = ()
-    payloads: tuple[bytes, ...] = ()
-    document: tuple[tuple[str, int], ...] = ()
-
-    def raw(self) -> bytes:
-        if self.specs:
-            return b"".join(encode(self.header, self.specs, [memoryview(payload) for payload in self.payloads]))
-        return b"".join(encode_document(self.header, dict(self.document) or None))
-
-
-def as_sent(frame: Frame) -> Sent:
-    header = Header(
-        frame.kind, frame.header.flags, frame.header.step, frame.header.micro_batch, frame.header.batch_samples
-    )
-    return Sent(header, frame.specs, tuple(map(bytes, frame.payloads)), tuple(frame.document.items()))
-
-
-@st.composite
-def sent_frames(draw: st.DrawFn) -> Sent:
-    step = draw(st.integers(0, 2**32 - 1))
-    if draw(st.booleans()):
-        document = draw(st.dictionaries(st.text("abc", min_size=1, max_size=3), st.integers(), max_size=3))
-        if draw(st.booleans()):
-            document |= {"long" * 1500: 1}  # longer than the staging area
-        return Sent(
-            Header(draw(st.sampled_from([Kind.ERROR, Kind.PING, Kind.HELLO])), step=step),
-            (),
-            (),
-            tuple(document.items()),
-        )
-    sizes = draw(st.lists(st.integers(0, 70) | st.sampled_from([4096, 5000, 20000]), min_size=1, max_size=5))
-    specs = tuple(TensorSpec(DType.UINT8, (size,), draw(st.sampled_from(Role))) for size in sizes)
-    payloads = tuple(draw(st.randoms(use_true_random=False)).randbytes(size) for size in sizes)
-    return Sent(Header(Kind.FORWARD, Flag.TRAIN, step, 1, 8), specs, payloads)
-
-
-@settings(deadline=None)
-@given(st.data(), st.lists(sent_frames(), min_size=1, max_size=6))
-def test_frames_do_not_depend_on_how_the_stream_is_cut(data: st.DataObject, frames: list[Sent]) -> None:
-    raw = b"".join(frame.raw() for frame in frames)
-    cuts = data.draw(st.lists(st.integers(0, len(raw)), max_size=30).map(sorted))
-    pieces = [raw[start:end] for start, end in zip([0, *cuts], [*cuts, len(raw)], strict=True)]
-
-    def feed(far: socket.socket) -> None:
-        for piece in pieces:
-            far.sendall(piece)
-            time.sleep(0)  # let the reader take this piece alone
-
-    with reader() as (connection, far), running(feed, far):
-        for frame in frames:
-            received = connection.receive()
-            assert as_sent(received) == frame
-            received.release()
-        assert connection.traffic.bytes_in == len(raw)
-        assert connection.traffic.frames_in == len(frames)
+from msl.net.connection import Connection, refuse
+from msl.net.frame import ALIGNMENT, DType, Flag, Header, Kind, TensorFlag, TensorSpec
+from tests.unit.streams import MAX_BODY, PEER, Sent, as_sent, reader, running, tcp_pair
 
 
 def test_one_byte_at_a_time_makes_the_same_frames() -> None:
@@ -379,44 +270,3 @@ def test_64_mib_each_way_at_once_arrive_whole() -> None:
             assert received[side] == hashlib.blake2b(contents[1 - side] * count).hexdigest()
             assert connection.pool.allocated_bytes == chunk  # one buffer, used four times
             connection.close()
-
-
-def drain(connection: Connection) -> None:
-    while True:
-        connection.receive().release()
-
-
-def read_all(raw: bytes, limit: int) -> None:
-    """Feed bytes to a reader until it refuses or they end; it may raise nothing but its own errors."""
-
-    def feed(far: socket.socket) -> None:
-        with contextlib.suppress(OSError):  # a reader that refuses closes
-            far.sendall(raw)
-        far.close()
-
-    with reader(limit, silence_s=5.0) as (connection, far), running(feed, far):
-        with pytest.raises(NetworkError):
-            drain(connection)
-        connection.close()
-        assert connection.pool.allocated_bytes <= 2 * max(4096, limit)
-
-
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.binary(max_size=600))
-@example(b"")
-@example(b"GET / HTTP/1.1\r\nHost: example\r\n\r\n")
-@example(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500))
-@example(Sent(Header(Kind.HELLO)).raw()[:-8] + (65536).to_bytes(8, "little") + b"[" * 65536)
-def test_any_bytes_are_frames_or_refused(raw: bytes) -> None:
-    read_all(raw, 65536)
-
-
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=300)
-@given(st.data(), st.lists(sent_frames(), min_size=1, max_size=3))
-def test_frames_with_bytes_changed_are_frames_or_refused(data: st.DataObject, frames: list[Sent]) -> None:
-    raw = bytearray(b"".join(frame.raw() for frame in frames))
-    for _ in range(data.draw(st.integers(1, 4))):
-        # Most changes near the start, where header and descriptors are.
-        index = data.draw(st.integers(0, min(len(raw), 200) - 1) | st.integers(0, len(raw) - 1))
-        raw[index] = data.draw(st.integers(0, 255) | st.sampled_from([0, 1, 127, 128, 255]))
-    read_all(bytes(raw), 16384)
