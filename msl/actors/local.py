@@ -218,14 +218,14 @@ def ray_environment(token: Path) -> dict[str, str]:
 def _ray_start(
     config: Config, folder: Path, index: int, name: str, address: str, cpus: int, gcs: str, keep: bool
 ) -> list[str]:
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
+    command = [_python(folder), "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
     if not keep and shutil.which("setpriv"):
         # The raylets end with the process that started them, even if that one is killed.
         command = ["setpriv", "--pdeathsig", "TERM", *command]
     if index == 0:
         port = gcs.rpartition(":")[2]
         command += ["--head", f"--port={port}", "--include-dashboard=false"]
-        command += ["--ray-client-server-port=0"]  # none: nobody uses it, and a space in a path breaks it
+        command += [f"--ray-client-server-port={_free_port(address)}"]
     else:
         command += [f"--address={gcs}"]
     return [
@@ -241,6 +241,15 @@ def _ray_start(
         "--min-worker-port=0",
         "--max-worker-port=0",
     ]
+
+
+def _python(folder: Path) -> str:
+    """This Python by a path without spaces, which Ray hands to a shell unquoted."""
+    link = folder / "python"
+    if not link.is_symlink():
+        link.symlink_to(sys.prefix)
+    executable = link / "bin" / Path(sys.executable).name
+    return str(executable) if executable.exists() else sys.executable
 
 
 def _free_port(address: str) -> int:

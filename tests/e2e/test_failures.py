@@ -190,15 +190,16 @@ def test_a_run_that_needs_other_hosts_is_refused(cluster: str, tmp_path: Path) -
     assert "not elsewhere" in done.last_line
 
 
-def test_a_killed_raylet_ends_the_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("stage", "host"), [("nsf1", "n1"), ("source", "n0")], ids=["nsf", "head"])
+def test_a_killed_raylet_ends_the_run(tmp_path: Path, stage: str, host: str) -> None:
     run = tmp_path / "run"
     with nothing_left():
         process = start("train", "--config", write_config(tmp_path, train=ENDLESS), "--out", run)
         members = wait_for_steps(run, process)
-        raylet = next(p for p in psutil.Process(members["nsf1"]["pid"]).parents() if p.name() == "raylet")
+        raylet = next(p for p in psutil.Process(members[stage]["pid"]).parents() if p.name() == "raylet")
         raylet.kill()
         done = finish(process)
-    assert_told(done, "n1", "nsf1")
+    assert_told(done, host, stage)
     assert "raylet" in done.last_line
     assert_intact(run)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -94,6 +96,17 @@ def test_resuming_under_another_cut_and_number_of_stages_is_bit_identical(run: P
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert [entry["epoch"] for entry in summary["epochs"]] == [1, 2]
     assert len(summary["stages"]) == 4
+
+
+def test_a_path_with_a_space_does_no_harm(tmp_path: Path) -> None:
+    spaced = tmp_path / "with space"
+    spaced.mkdir()
+    (spaced / "venv").symlink_to(sys.prefix)
+    config = write_config(spaced, train={"epochs": 1})
+    command = [spaced / "venv" / "bin" / "python", "-m", "msl", "train", "--config", config, "--out", spaced / "run"]
+    with nothing_left():
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=120, cwd=spaced)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_each_member_runs_on_its_host_and_nothing_can_be_reached_from_outside(tmp_path: Path) -> None:
