@@ -29,6 +29,9 @@ _REPORT_EVERY_S = 0.5
 _LAST_WORDS_S = 3.0
 """After a first sign of failure: time for the members to tell what they know."""
 
+_HEADLESS_S = 0.5
+"""The same where Ray itself has lost its head: who lives answers at once, and who is dead is never told."""
+
 Watcher = Callable[[Report], None]
 
 
@@ -116,6 +119,8 @@ class Chain:
 
     def kill(self) -> None:
         """End the actors, whatever they do, and wait until they are gone."""
+        if self._session.headless():
+            return  # Ray can end nobody any more; the actors end with their raylets
         for actor in self._actors:
             with contextlib.suppress(RayError):
                 ray.kill(actor)
@@ -209,7 +214,8 @@ class Chain:
     def _failure(self, error: RayError | None) -> StageError:
         """Ask every member for its last words, and say in one line what happened."""
         asked = {actor.status.remote(): hop for hop, actor in enumerate(self._actors)}
-        ray.wait(list(asked), num_returns=len(asked), timeout=_LAST_WORDS_S)
+        patience_s = _HEADLESS_S if self._session.headless() else _LAST_WORDS_S
+        ray.wait(list(asked), num_returns=len(asked), timeout=patience_s)
         reports: dict[str, Report] = {}
         dead: list[Obituary] = []
         for reference, hop in asked.items():

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,10 @@ class Session:
     nodes: Mapping[str, Node]
     cluster: local.LocalCluster | None
     """The built-in local cluster; None on an existing one."""
+
+    def headless(self) -> bool:
+        """Whether the local cluster has lost the host that Ray is governed from."""
+        return self.cluster is not None and self.cluster.hosts[0].name in self.dead_hosts()
 
     def dead_hosts(self) -> list[str]:
         """Hosts of the local cluster whose raylet is gone."""
@@ -113,7 +118,13 @@ def session(config: Config, hosts: Sequence[str], network: Network, say: Callabl
         say(f"using the running cluster {cluster.name!r}")
     try:
         with _driver(cluster.gcs, cluster, config):
-            yield Session(_nodes(config, hosts, config.timeouts.start_s, cluster), cluster)
+            joined = Session(_nodes(config, hosts, config.timeouts.start_s, cluster), cluster)
+            try:
+                yield joined
+            finally:
+                if network.kept is None and joined.headless():
+                    # Ray's own shutdown looks for the head for seconds: end the rest meanwhile.
+                    threading.Thread(target=local.stop, args=(cluster,)).start()
     finally:
         if network.kept is None:
             local.stop(cluster)

@@ -22,6 +22,7 @@ from msl.errors import ClusterError
 
 STATE_FILE = "cluster.json"
 _STOP_S = 5.0
+_BROKEN_STOP_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,8 @@ def stop(cluster: LocalCluster) -> int:
     """End all of a cluster's processes and remove its folder; returns how many had to be killed."""
     # The head last: raylets that lose it first would wait for it.
     order = [host.pid for host in reversed(cluster.hosts)]
-    killed = owned.end(cluster.cluster_id, order, _STOP_S)
+    # Raylets that have lost a host try to reach it until the deadline: nothing is gained by waiting for them.
+    killed = owned.end(cluster.cluster_id, order, _BROKEN_STOP_S if cluster.dead_hosts() else _STOP_S)
     for host in cluster.hosts:
         with contextlib.suppress(ChildProcessError):  # reaps our own children; those of another process are init's
             os.waitpid(host.pid, os.WNOHANG)
