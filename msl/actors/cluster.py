@@ -17,9 +17,9 @@ import ray
 from ray.exceptions import RayError
 
 from msl.actors import local
+from msl.actors.network import Network
 from msl.config import Config
 from msl.errors import ClusterError
-from msl.net import namespace
 from msl.plan import lay_out
 
 _POLL_S = 0.1
@@ -54,47 +54,6 @@ class Session:
     def dead_hosts(self) -> list[str]:
         """Hosts of the local cluster whose raylet is gone."""
         return [host.name for host in self.cluster.dead_hosts()] if self.cluster else []
-
-
-@dataclass(frozen=True)
-class Network:
-    """Where this process stands after `enter_network`."""
-
-    kept: local.LocalCluster | None
-    """The running local cluster that was joined."""
-    private: bool
-    """Whether this process has left the machine's own network."""
-
-
-def enter_network(config: Config, say: Callable[[str], None]) -> Network:
-    """Move this process to where the cluster is reached: the namespace of a running one, or a new one.
-
-    Call it first, before anything starts a thread: a namespace belongs to a thread.
-
-    Raises:
-        ClusterError: the running cluster is broken, or cannot be entered.
-    """
-    if config.cluster.address is not None:
-        return Network(None, False)
-    for name in local.stop_stale():
-        say(f"removed what the crashed cluster {name!r} had left behind")
-    kept = local.find(config.cluster.name)
-    if kept is not None:
-        if dead := kept.dead_hosts():
-            raise ClusterError(
-                f"the raylet of host {dead[0].name} of the running cluster {kept.name!r} is gone; restart the cluster"
-                " with 'msl down' and 'msl up'"
-            )
-        if kept.private:
-            namespace.join(kept.hosts[0].pid)
-        return Network(kept, kept.private)
-    if config.cluster.network == "host":
-        say("cluster.network is 'host': Ray listens on all interfaces of this machine (it asks for its token)")
-        return Network(None, False)
-    reason = namespace.isolate()
-    if reason is not None:
-        say(f"no private network: {reason}; Ray listens on all interfaces of this machine (it asks for its token)")
-    return Network(None, reason is None)
 
 
 @contextlib.contextmanager
@@ -211,13 +170,16 @@ def _ray_nodes() -> list[dict[str, Any]]:
     return nodes
 
 
-def bring_up(config: Config, say: Callable[[str], None]) -> local.LocalCluster:
+def bring_up(config: Config, network: Network) -> local.LocalCluster:
     """Start a config's local cluster, wait until all its hosts are there, and leave it running.
+
+    Args:
+        config: the job whose hosts are started.
+        network: where this process stands.
 
     Raises:
         ClusterError: it is running already, or did not start; nothing stays then.
     """
-    network = enter_network(config, say)
     if network.kept is not None:
         names = ", ".join(host.name for host in network.kept.hosts)
         raise ClusterError(f"the cluster {network.kept.name!r} is up already (hosts {names}); 'msl down' ends it")
@@ -254,17 +216,12 @@ class ClusterStatus:
     hosts: tuple[HostStatus, ...]
 
 
-def look(name: str) -> ClusterStatus | None:
-    """How the kept cluster of that name is; None if there is none. Enters its network namespace."""
-    cluster = local.find(name)
-    if cluster is None:
-        return None
+def look(cluster: local.LocalCluster) -> ClusterStatus:
+    """How a kept cluster is; from within its network."""
     dead = {host.name for host in cluster.dead_hosts()}
     nodes: dict[str, Any] = {}
     members: dict[str, list[str]] = {}
     if cluster.hosts[0].name not in dead:
-        if cluster.private:
-            namespace.join(cluster.hosts[0].pid)
         with _driver(cluster.gcs, cluster, None):
             nodes = {node["NodeName"]: node for node in _ray_nodes() if node["Alive"]}
             members = _members()

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from msl.actors.chain import Chain, running
-from msl.actors.cluster import enter_network, session
+from msl.actors.cluster import session
 from msl.actors.job import Job, prepare
 from msl.actors.member import Report
+from msl.actors.network import Network
 from msl.actors.resume import changes, newest_checkpoint
 from msl.config import Config, to_yaml
 from msl.errors import ConfigError, MslError
@@ -83,16 +84,15 @@ class _Run:
         return document
 
 
-def train(config: Config, folder: Path, resume: Path | None, observer: Observer) -> dict[str, Any]:
+def train(config: Config, folder: Path, resume: Path | None, observer: Observer, network: Network) -> dict[str, Any]:
     """Train a job over its chain.
-
-    Call it before the process starts threads: the local cluster has a network namespace of its own.
 
     Args:
         config: the job.
         folder: the run's folder; made if missing.
         resume: run or checkpoint to continue from.
         observer: told how it goes.
+        network: where this process stands.
 
     Returns:
         The summary, as written to `summary.json`.
@@ -100,7 +100,6 @@ def train(config: Config, folder: Path, resume: Path | None, observer: Observer)
     Raises:
         MslError: what went wrong, and where; checkpoints written so far stay.
     """
-    network = enter_network(config, observer.say)
     job = prepare(config)
     state, progress = _beginning(config, job, resume, observer)
     with session(config, job.hosts, network, observer.say) as cluster:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from msl.actors.cluster import Session, enter_network, session
+from msl.actors.cluster import Session, session
+from msl.actors.network import enter_network
 from msl.bench import machine, plots, size
 from msl.bench.calls import Actors, actors, answer
 from msl.bench.ends import Receiver, Seen, Sender, Sent

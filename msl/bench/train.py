@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from msl.actors.chain import Chain, running
-from msl.actors.cluster import Session, enter_network, session
+from msl.actors.cluster import Session, session
 from msl.actors.job import Job, prepare
+from msl.actors.network import enter_network
 from msl.bench import machine, plots
 from msl.bench.calls import Actors, actors, answer
 from msl.bench.report import Report, ratio_lines, write

@@ -29,10 +29,13 @@ def up(config_path: Path, overrides: tuple[str, ...]) -> None:
         raise ClusterError(
             f"cluster.address: {config.cluster.address} is an existing cluster; there is nothing to start"
         )
-    from msl.actors import cluster
+    from msl.actors.network import enter_network
 
     with orderly_stop(line):
-        started = cluster.bring_up(config, line)
+        network = enter_network(config, line)
+        from msl.actors import cluster  # Ray: after the network is entered
+
+        started = cluster.bring_up(config, network)
     line(f"cluster {started.name!r} is up: {', '.join(f'{h.name} at {h.address}' for h in started.hosts)}")
 
 
@@ -41,12 +44,18 @@ def up(config_path: Path, overrides: tuple[str, ...]) -> None:
 def status(config_path: Path | None, overrides: tuple[str, ...]) -> None:
     """Show the hosts of the running cluster, and what runs on them."""
     name = _name(config_path, overrides)
-    from msl.actors import cluster
+    from msl.actors import local
+    from msl.actors.network import join_network
 
-    found = cluster.look(name)
-    if found is None:
+    kept = local.find(name)
+    if kept is None:
         line(f"no cluster {name!r} is running")
         return
+    if kept.hosts[0] not in kept.dead_hosts():
+        join_network(kept)
+    from msl.actors import cluster  # Ray: after the network is entered
+
+    found = cluster.look(kept)
     kind = "in a network namespace of its own" if found.cluster.private else "on this machine's network"
     rows = [(h.name, h.state, h.address, str(h.cpus), h.metrics, ", ".join(h.members) or "-") for h in found.hosts]
     table(f"cluster {name!r}, {kind}", ("host", "state", "address", "cpus", "metrics", "members"), rows)

@@ -59,12 +59,15 @@ def train(config_path: Path | None, overrides: tuple[str, ...], resume: Path | N
     folder = out or resume or Path("runs") / f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}"
     if resume is None and out is not None and (out / "checkpoints").exists():
         raise ConfigError(f"--out {out}: has a run in it already; continue it with --resume, or name another folder")
-    from msl.actors.training import train as run_training  # torch and Ray take seconds to import
+    from msl.actors.network import enter_network
 
     view = RunView(config.train.epochs)
     with orderly_stop(view.say):
+        network = enter_network(config, view.say)
+        from msl.actors.training import train as run_training  # torch and Ray: after the network is entered
+
         try:
-            summary = run_training(config, folder, resume, view)
+            summary = run_training(config, folder, resume, view, network)
         except MslError as error:
             raise type(error)(_with_checkpoint(str(error), folder)) from error
         finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -131,3 +133,9 @@ def test_status_and_down_without_a_cluster(job: Path) -> None:
         result = msl(command, "--config", job, "--set", name)
         assert result.exit_code == 0
         assert "no cluster 'never-started' is running" in result.stdout
+
+
+def test_the_network_is_entered_before_anything_that_starts_threads_is_imported() -> None:
+    code = "import sys, msl.cli, msl.actors.network; print({'torch', 'ray', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "set()"
