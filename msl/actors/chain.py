@@ -29,6 +29,7 @@ _REPORT_EVERY_S = 0.5
 _LAST_WORDS_S = 3.0
 """After a first sign of failure: time for the members to tell what they know."""
 
+_NOTICE_S = 2.0
 _HEADLESS_S = 0.5
 """The same where Ray itself has lost its head: who lives answers at once, and who is dead is never told."""
 
@@ -154,8 +155,8 @@ class Chain:
         except RayTaskError as error:
             raise _unwrap(error, where) from error
         except RayActorError as error:
-            if isinstance(error.cause if hasattr(error, "cause") else None, MslError):
-                raise
+            if self._endings:  # the chain was running: find out who is gone
+                raise self._failure(error) from error
             raise _creation_error(error, where) from error
         except ray.exceptions.GetTimeoutError as error:
             raise ClusterError(f"{where}: no answer within {timeout_s:.0f} s (timeouts.start_s)") from error
@@ -226,6 +227,10 @@ class Chain:
                 dead.append(Obituary(place.host, place.name, _cause_of_death(gone)))
             except RayError:
                 continue  # no answer in time: it is heard through its neighbours' faults
+        # A raylet's death shows at once in its actors, and a moment later in the process that owns it.
+        deadline = time.monotonic() + _NOTICE_S
+        while dead and not self._session.dead_hosts() and time.monotonic() < deadline:
+            time.sleep(0.1)
         places = [member.place for member in self._plan.members]
         dead_hosts = {
             host: [place.name for place in places if place.host == host] for host in self._session.dead_hosts()
