@@ -28,10 +28,10 @@ _TICK_S = 0.25
 _REPORT_EVERY_S = 0.5
 _LAST_WORDS_S = 3.0
 """After a first sign of failure: time for the members to tell what they know."""
-
-_NOTICE_S = 2.0
 _HEADLESS_S = 0.5
 """The same where Ray itself has lost its head: who lives answers at once, and who is dead is never told."""
+_NOTICE_S = 2.0
+"""Time for the process that owns a raylet to notice that it is gone."""
 
 Watcher = Callable[[Report], None]
 

@@ -104,7 +104,6 @@ class ChainMember:
         self._thread: threading.Thread | None = None
         self._fault: Fault | None = None
         self._finished = threading.Event()
-        self._closing = False
 
     def identify(self, ray_node: str | None = None) -> Identity:
         """Where this member runs."""
@@ -201,7 +200,6 @@ class ChainMember:
 
     def close(self) -> None:
         """Close everything that is still open."""
-        self._closing = True
         if self._door is not None:
             self._door.close()
         if self._loop is not None:

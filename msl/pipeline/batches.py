@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset, Sampler, default_collate
+from torch.utils.data import Dataset, default_collate
 
 from msl.errors import ConfigError
 
@@ -48,25 +48,18 @@ def size(dataset: Dataset[Any]) -> int:
     return length
 
 
-class EpochSampler(Sampler[int]):
+def _epoch_order(samples: int, seed: int, epoch: int) -> list[int]:
     """Indices of one epoch, shuffled by seed and epoch."""
-
-    def __init__(self, samples: int, seed: int, epoch: int) -> None:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        self._order: list[int] = torch.randperm(samples, generator=generator).tolist()
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._order)
-
-    def __len__(self) -> int:
-        return len(self._order)
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order: list[int] = torch.randperm(samples, generator=generator).tolist()
+    return order
 
 
 def training_batches(
     dataset: Dataset[Any], batch_size: int, micro_batch: int, seed: int, epoch: int
 ) -> Iterator[Batch]:
     """The batches of one epoch in training order."""
-    yield from _batches(dataset, list(EpochSampler(size(dataset), seed, epoch)), batch_size, micro_batch)
+    yield from _batches(dataset, _epoch_order(size(dataset), seed, epoch), batch_size, micro_batch)
 
 
 def evaluation_batches(dataset: Dataset[Any], batch_size: int) -> Iterator[Batch]:
