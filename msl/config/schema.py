@@ -6,11 +6,12 @@ module exist that is to be cut before?) is checked when the plan is built, still
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import ipaddress
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -28,6 +29,21 @@ def _check_name(value: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(_check_name)]
+
+
+def _network(value: str, prefix: int, example: str) -> ipaddress.IPv6Network:
+    with contextlib.suppress(ValueError):
+        network = ipaddress.IPv6Network(value)
+        if network.prefixlen == prefix:
+            return network
+    raise ValueError(f"must be an IPv6 network of /{prefix} without host bits, e.g. {example}")
+
+
+def _address(value: str, example: str) -> ipaddress.IPv6Address:
+    try:
+        return ipaddress.IPv6Address(value)
+    except ValueError:
+        raise ValueError(f"must be an IPv6 address, e.g. {example}") from None
 
 
 def _repeated(names: Sequence[str]) -> int | None:
@@ -95,6 +111,13 @@ class HostConfig(_Frozen):
     address: str | None = None
     """Address on which the host's NSFs listen. Default: the address of the host's Ray node."""
 
+    interfaces: tuple[str, ...] = ()
+    """Existing cluster and fabric `sfc` only: the host's interfaces that lead to the SR domain, e.g. [eth1]."""
+    locator: str | None = None
+    """Fabric `sfc`: the /64 that the SR domain routes to this host. Default: derived from `sr.block`."""
+    mtu: Annotated[int, Field(strict=True, ge=1280, le=65_535)] | None = None
+    """Fabric `sfc`: MTU of the host's way through the SR domain. Default: the smallest of its interfaces' MTUs."""
+
     @field_validator("address")
     @classmethod
     def _is_address(cls, value: str | None) -> str | None:
@@ -104,6 +127,67 @@ class HostConfig(_Frozen):
             except ValueError:
                 raise ValueError("must be an IPv4 or IPv6 address of the host, e.g. 10.0.0.2") from None
         return value
+
+    @field_validator("locator")
+    @classmethod
+    def _is_locator(cls, value: str | None) -> str | None:
+        return value if value is None else str(_network(value, 64, "fd00:6d73:6c:2::/64"))
+
+
+class RouterConfig(_Frozen):
+    """A router of an SR domain that is not the built-in testbed's."""
+
+    name: Name
+    """The router's name in this file."""
+    sid: str
+    """SID of its End function, to be a waypoint of paths."""
+
+    @field_validator("sid")
+    @classmethod
+    def _is_sid(cls, value: str) -> str:
+        return str(_address(value, "fd00:6d73:6c:f01:1::"))
+
+
+class SrConfig(_Frozen):
+    """The SR domain: addresses of the fabric `sfc`. All but the block follows from the hosts' order."""
+
+    block: str = "fd00:6d73:6c::/48"
+    """The /48 from which locators, SIDs and service addresses are taken. Packets with an SRH that come from
+    anywhere else are dropped."""
+    service: str | None = None
+    """Address of the service. Default: derived from `block`."""
+    port: Annotated[int, Field(strict=True, ge=1, le=65_535)] = 7433
+    """TCP port of the service."""
+    max_segments: Annotated[int, Field(strict=True, ge=2, le=16)] = 12
+    """Longest segment list that a path of the job may ever have; segments leave room for it."""
+    routers: tuple[RouterConfig, ...] = ()
+    """Existing cluster only: routers that may be waypoints. The built-in testbed has r1, r2, ..., one a plane."""
+    via: Name | tuple[Name | None, ...] | None = None
+    """Router that the path passes: one for all hops, or a list with one (or null) for each hop. Default: none,
+    the hosts' routes decide."""
+
+    @field_validator("block")
+    @classmethod
+    def _is_block(cls, value: str) -> str:
+        return str(_network(value, 48, "fd00:6d73:6c::/48"))
+
+    @field_validator("service")
+    @classmethod
+    def _is_service(cls, value: str | None) -> str | None:
+        return value if value is None else str(_address(value, "fd00:6d73:6c:ffff:1::100"))
+
+
+class TestbedConfig(_Frozen):
+    """The built-in SR domain: hosts as network namespaces of this machine, joined by planes of routers."""
+
+    __test__: ClassVar[bool] = False  # its name does not make it a test
+
+    planes: Annotated[int, Field(strict=True, ge=1, le=16)] = 2
+    """Planes, each a router with a link to every host; they share no link."""
+    rate_mbit: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] | None = 10_000
+    """Rate of each link in Mbit/s, each way; null for no limit."""
+    mtu: Annotated[int, Field(strict=True, ge=1500, le=65_535)] = 9000
+    """MTU of the links."""
 
 
 class ClusterConfig(_Frozen):
@@ -221,8 +305,13 @@ class Config(_Frozen):
     """Which hosts the chain passes."""
     cluster: ClusterConfig = ClusterConfig()
     """The Ray cluster."""
-    fabric: Literal["direct"] = "direct"
-    """How smashed data gets from hop to hop: `direct` is plain TCP to the next hop."""
+    fabric: Literal["auto", "sfc", "direct"] = "auto"
+    """How smashed data gets from hop to hop. `direct` is plain TCP to the next hop. `sfc` steers it with SRv6
+    segment lists through transparent proxies; it needs root. `auto` takes `sfc` where it can, and says which."""
+    sr: SrConfig = SrConfig()
+    """Fabric `sfc`: addresses and path."""
+    testbed: TestbedConfig = TestbedConfig()
+    """Fabric `sfc` on the built-in cluster: the network between the hosts."""
     max_frame_mb: Annotated[int, Field(strict=True, ge=1, le=65_536)] = 512
     """Largest frame that a hop accepts, in MiB; a larger one is refused before memory is taken for it."""
     train: TrainConfig = TrainConfig()

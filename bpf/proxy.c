@@ -1,0 +1,286 @@
+/* The SFC proxy of a host: End.AD-like functions for TCP-terminating NSFs (draft-ietf-spring-sr-service-programming).
+ *
+ * `ingress` stands at the ingress of the fabric interfaces, `egress` at the egress of the device that the host's routes
+ * of services lead to, `edge` at the ingress of all other interfaces. docs/packet-path.md follows a packet through. */
+#include "flow.h"
+
+#define ETH_LEN sizeof(struct ethhdr)
+
+/* BCC declares bpf_redirect_neigh without its second and third argument. */
+static long (*redirect_neigh)(__u32 ifindex, struct bpf_redir_neigh *params, int plen, __u64 flags) = (void *)152;
+
+static __always_inline bool in_domain(const struct settings *own, const union address *address)
+{
+    return (address->high & own->block_mask) == own->block;
+}
+
+/* Hand a packet to the transparent listener of an NSF. */
+static __always_inline int deliver_to_listener(struct __sk_buff *skb, const struct flow_key *key,
+                                               const union address *at)
+{
+    struct bpf_sock_tuple tuple;
+    struct bpf_sock *sk;
+    long failed;
+
+    __builtin_memcpy(&tuple.ipv6, key, sizeof(tuple.ipv6));
+    __builtin_memcpy(&tuple.ipv6.daddr, at, 16);
+    tuple.ipv6.dport = bpf_htons(NSF_PORT);
+    sk = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv6), BPF_F_CURRENT_NETNS, 0);
+    if (!sk)
+        return drop(REASON_NO_LISTENER);
+    if (sk->state != BPF_TCP_LISTEN) {
+        bpf_sk_release(sk);
+        return drop(REASON_NO_LISTENER);
+    }
+    failed = bpf_sk_assign(skb, sk, 0);
+    bpf_sk_release(sk);
+    return failed ? drop(REASON_NO_LISTENER) : TC_ACT_OK;
+}
+
+/* Take the outer headers off, and show the service address as this host's sockets see it. Returns 0 if done. */
+static __always_inline long decapsulate(struct __sk_buff *skb, __u32 outer_len, const struct inner *inner, bool forward,
+                                        const struct sid *sid)
+{
+    /* The size of a segment stays what its sender made it: both ends leave room for the headers. */
+    if (bpf_skb_adjust_room(skb, -(__s32)outer_len, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
+        return -1;
+    exchange_service(skb, ETH_LEN, inner, forward, &sid->service, &sid->local);
+    return 0;
+}
+
+static __always_inline int forward_in(struct __sk_buff *skb, const struct sid *sid, const struct arrival *arrival,
+                                      const struct inner *inner, __u32 outer_len)
+{
+    bool is_nsf = sid->kind == KIND_NSF, opens = (inner->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+    enum reason reason = REASON_NO_FLOW;
+    union address at = arrival->destination;
+    struct bpf_sock *sk = 0;
+    struct flow_key key;
+    struct flow *flow;
+
+    make_key(inner, true, &sid->local, &key);
+    if (inner->icmp_error) {
+        flow = find_flow(&key);
+        if (!flow)
+            return drop(REASON_NO_FLOW);
+    } else {
+        flow = teach(&key, arrival, sid, &reason);
+        if (!flow)
+            return drop(reason);
+        note_end(flow, inner, IN_FORWARD);
+    }
+    count(skb, flow, sid->index, IN_FORWARD);
+    if (decapsulate(skb, outer_len, inner, true, sid))
+        return drop(REASON_HEADROOM);
+    skb->mark = is_nsf ? DELIVER_MARK : 0;
+    if (inner->icmp_error)
+        return TC_ACT_OK;
+    if (opens)
+        return is_nsf ? deliver_to_listener(skb, &key, &at) : TC_ACT_OK;
+    /* The kernel finds an established socket by itself, and faster than after bpf_sk_assign: early demultiplexing also
+     * brings the route. */
+    if (flows.lookup(&key))
+        return TC_ACT_OK;
+    sk = established(skb, &key);
+    if (sk) {
+        if (is_whole(sk))
+            promote(&key, flow);
+        bpf_sk_release(sk);
+        return TC_ACT_OK;
+    }
+    /* The end of a handshake by SYN cookie: the listener knows. */
+    return is_nsf ? deliver_to_listener(skb, &key, &at) : TC_ACT_OK;
+}
+
+static __always_inline int backward_in(struct __sk_buff *skb, const struct sid *sid, const struct inner *inner,
+                                       __u32 outer_len)
+{
+    struct flow_key key;
+    struct flow *flow;
+
+    make_key(inner, false, &sid->local, &key);
+    flow = find_flow(&key);
+    if (!flow)
+        return drop(REASON_NO_FLOW);
+    note_end(flow, inner, IN_BACKWARD);
+    count(skb, flow, sid->index, IN_BACKWARD);
+    if (decapsulate(skb, outer_len, inner, false, sid))
+        return drop(REASON_HEADROOM);
+    skb->mark = DELIVER_MARK; /* for the client's address, which is the NSF's own towards the service */
+    return TC_ACT_OK;
+}
+
+/* Replies to what this host's head-end has sent: for any local client, of any chain. */
+static __always_inline int head_in(struct __sk_buff *skb, const struct inner *inner, __u32 outer_len)
+{
+    union address from = inner->icmp_error ? inner->about_destination : inner->ip.source;
+    struct service *service = services.lookup(&from);
+    struct traffic *sum;
+
+    if (!service || service->kind != KIND_HEAD)
+        return drop(REASON_SERVICE);
+    sum = traffic.lookup(&service->index);
+    if (sum) {
+        sum->packets[IN_BACKWARD] += 1;
+        sum->bytes[IN_BACKWARD] += skb->len;
+    }
+    if (bpf_skb_adjust_room(skb, -(__s32)outer_len, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
+        return drop(REASON_HEADROOM);
+    return TC_ACT_OK;
+}
+
+static __always_inline int srv6_in(struct __sk_buff *skb, const struct sid *sid)
+{
+    __u32 zero = 0, srh_len = 0, outer_len;
+    struct arrival *arrival = arrivals.lookup(&zero);
+    struct inner inner;
+    int fault;
+
+    if (!arrival)
+        return TC_ACT_SHOT;
+    fault = read_arrival(skb, ETH_LEN, arrival, &srh_len);
+    if (fault)
+        return drop(fault - 1);
+    if (sid->kind == KIND_NSF && !arrival->srh.segments_left)
+        return drop(REASON_SL_ZERO);
+    if (sid->kind != KIND_NSF && arrival->srh.segments_left)
+        return drop(REASON_SL_LEFT);
+    outer_len = sizeof(struct ip6) + srh_len;
+    fault = read_inner(skb, ETH_LEN + outer_len, &inner);
+    if (fault)
+        return drop(fault - 1);
+    if (sid->kind == KIND_HEAD)
+        return head_in(skb, &inner, outer_len);
+    if (is_forward(&inner, &sid->service))
+        return forward_in(skb, sid, arrival, &inner, outer_len);
+    if (sid->kind == KIND_NSF && is_backward(&inner, &sid->service))
+        return backward_in(skb, sid, &inner, outer_len);
+    return drop(REASON_SERVICE);
+}
+
+/* Fabric interfaces, ingress: packets for SIDs of this host. Everything else passes. */
+int ingress(struct __sk_buff *skb)
+{
+    __u32 zero = 0;
+    struct settings *own = settings.lookup(&zero);
+    union address destination;
+    struct sid *sid;
+    struct ip6 ip;
+    __u8 type;
+
+    if (skb->protocol != bpf_htons(ETH_P_IPV6) || !own || bpf_skb_load_bytes(skb, ETH_LEN, &ip, sizeof(ip)))
+        return TC_ACT_OK;
+    if (ip.next_header == NEXT_ROUTING && !in_domain(own, &ip.source))
+        return drop(REASON_OUTSIDE);
+    if (ip.destination.high != own->locator)
+        return TC_ACT_OK;
+    destination = ip.destination;
+    sid = sids.lookup(&destination);
+    if (ip.next_header == NEXT_ROUTING)
+        return sid ? srv6_in(skb, sid) : drop(REASON_UNKNOWN_SID);
+    if (!sid)
+        return TC_ACT_OK; /* the host's own address */
+    if (ip.next_header == NEXT_ICMPV6 && !bpf_skb_load_bytes(skb, ETH_LEN + sizeof(ip), &type, 1) &&
+        type < ICMPV6_FIRST_INFO)
+        return drop(REASON_OUTER_ERROR);
+    return drop(REASON_NO_SRH);
+}
+
+/* All other interfaces, ingress: nothing from there may reach a SID (RFC 8754 section 5.1). */
+int edge(struct __sk_buff *skb)
+{
+    __u32 zero = 0;
+    struct settings *own = settings.lookup(&zero);
+    struct srh srh;
+    struct ip6 ip;
+
+    if (skb->protocol != bpf_htons(ETH_P_IPV6) || !own || bpf_skb_load_bytes(skb, ETH_LEN, &ip, sizeof(ip)))
+        return TC_ACT_OK;
+    if (in_domain(own, &ip.destination) || in_domain(own, &ip.source))
+        return drop(REASON_OUTSIDE);
+    if (ip.next_header == NEXT_ROUTING && !bpf_skb_load_bytes(skb, ETH_LEN + sizeof(ip), &srh, sizeof(srh)) &&
+        srh.routing_type == ROUTING_TYPE_SRH)
+        return drop(REASON_OUTSIDE);
+    return TC_ACT_OK;
+}
+
+/* Put headers with so many segments before a packet, and send it to the first of them. */
+static __always_inline int encapsulate(struct __sk_buff *skb, const struct outer *outer, __u32 segments)
+{
+    /* Masked, so that the verifier sees the bounds. */
+    __u32 len = sizeof(outer->ip) + sizeof(outer->srh) + 16 + 16 * ((segments - 1) & (MAX_SEGMENTS - 1));
+    struct bpf_fib_lookup route = {};
+    struct bpf_redir_neigh next = {};
+    __u32 first;
+    __be16 payload_len;
+    long found;
+
+    if (bpf_skb_adjust_room(skb, len, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 | BPF_F_ADJ_ROOM_FIXED_GSO))
+        return drop(REASON_HEADROOM);
+    if (bpf_skb_store_bytes(skb, ETH_LEN, (void *)outer, len, 0))
+        return drop(REASON_HEADROOM);
+    /* The same flow takes the same one of equal routes (RFC 6438). */
+    first = bpf_htonl(0x60000000 | (bpf_get_hash_recalc(skb) & 0xfffff));
+    payload_len = bpf_htons(skb->len - ETH_LEN - sizeof(struct ip6));
+    bpf_skb_store_bytes(skb, ETH_LEN, &first, 4, 0);
+    bpf_skb_store_bytes(skb, ETH_LEN + 4, &payload_len, 2, 0);
+
+    route.family = 10; /* AF_INET6 */
+    route.ifindex = skb->ifindex;
+    route.tot_len = skb->gso_size ? 0 : skb->len - ETH_LEN;
+    __builtin_memcpy(route.ipv6_src, &outer->ip.saddr, 16);
+    __builtin_memcpy(route.ipv6_dst, &outer->ip.daddr, 16);
+    found = bpf_fib_lookup(skb, &route, sizeof(route), BPF_FIB_LOOKUP_DIRECT);
+    if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED)
+        return drop(REASON_TOO_BIG);
+    if (found != BPF_FIB_LKUP_RET_SUCCESS && found != BPF_FIB_LKUP_RET_NO_NEIGH)
+        return drop(REASON_NO_ROUTE);
+    next.nh_family = 10;
+    __builtin_memcpy(next.ipv6_nh, route.ipv6_dst, 16);
+    return redirect_neigh(route.ifindex, &next, sizeof(next), 0);
+}
+
+/* The services' device, egress: what a chain's sockets on this host send. */
+int egress(struct __sk_buff *skb)
+{
+    union address source, destination;
+    struct service *service;
+    struct flow_key key;
+    struct inner inner;
+    struct flow *flow;
+    struct path *path;
+    bool forward;
+    __u64 number;
+    int fault;
+
+    if (skb->protocol != bpf_htons(ETH_P_IPV6))
+        return TC_ACT_OK;
+    inner.ip.destination.words[0] = 0;
+    fault = read_inner(skb, ETH_LEN, &inner);
+    if (fault && (inner.ip.destination.words[0] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000))
+        return TC_ACT_OK; /* the kernel's own multicast: it ends at the other end of the device */
+    if (fault)
+        return drop(fault - 1);
+    destination = inner.icmp_error ? inner.about_source : inner.ip.destination;
+    service = services.lookup(&destination);
+    forward = service != 0;
+    if (!service) {
+        source = inner.icmp_error ? inner.about_destination : inner.ip.source;
+        service = services.lookup(&source);
+    }
+    if (!service)
+        return drop(REASON_SERVICE);
+    make_key(&inner, forward, forward ? &destination : &source, &key);
+    flow = find_flow(&key);
+    if (!flow)
+        return drop(REASON_NO_PATH);
+    number = flow->path;
+    path = paths.lookup(&number);
+    if (!path || (forward && !path->forward_count))
+        return drop(REASON_NO_PATH);
+    note_end(flow, &inner, forward ? OUT_FORWARD : OUT_BACKWARD);
+    count(skb, flow, service->index, forward ? OUT_FORWARD : OUT_BACKWARD);
+    exchange_service(skb, ETH_LEN, &inner, forward, forward ? &destination : &source, &service->wire);
+    return forward ? encapsulate(skb, &path->forward, path->forward_count)
+                   : encapsulate(skb, &path->backward, path->backward_count);
+}

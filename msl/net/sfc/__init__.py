@@ -1,0 +1,1 @@
+"""The SFC fabric on one host: the eBPF proxy, the routes that feed it, and the sockets of its NSFs."""

@@ -1,0 +1,341 @@
+"""The agent of a host: makes the host's part of an SR domain and of its chains, and undoes it.
+
+The state is the kernel's: maps, filters, routes and rules, all recognisably ours. An agent that is started again finds
+it and goes on; `undo` removes it whoever made it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+from collections.abc import Callable
+from ipaddress import IPv6Address
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from msl.errors import NetworkError
+from msl.net.sfc import layout, routes, sysctl
+from msl.net.sfc.proxy import Attachment, Proxy, detach_all, egress_of, ingress_of, interface_index
+from msl.net.sfc.sweep import Sweeper
+from msl.net.sfc.tunnel_source import get_tunnel_source, set_tunnel_source
+from msl.plan.addressing import SegmentList
+from msl.plan.steering import ChainPlan, DomainPlan, SrHost, Stop
+
+log = logging.getLogger(__name__)
+
+DEVICE = "msl0"
+"""Where this host's services lead: a veth whose egress is the proxy. If the proxy is missing, packets end there."""
+_DEVICE_END = "msl0-end"
+_SMALLEST_MTU = 1280
+_LARGEST_PACKET = 65_536
+_LOOPBACK_KIND = 772  # ARPHRD_LOOPBACK
+_ETHERNET = 1  # ARPHRD_ETHER
+_TUNNEL_SOURCE = "tunsrc"
+
+
+class HostAgent:
+    """Makes and undoes what a host needs; to be called in the host's network namespace.
+
+    Args:
+        domain: the SR domain.
+        host: name of this host in it.
+        interfaces: those that lead to the domain.
+        mtu: of the way through the domain; by default the smallest of the interfaces'.
+    """
+
+    def __init__(self, domain: DomainPlan, host: str, interfaces: tuple[str, ...], mtu: int | None = None) -> None:
+        self.domain = domain
+        self.host: SrHost = domain.host(host)
+        self.interfaces = interfaces
+        self.chains: dict[int, ChainPlan] = {}
+        self._mtu = mtu
+        self._proxy: Proxy | None = None
+        self._sweeper: Sweeper | None = None
+
+    @property
+    def proxy(self) -> Proxy:
+        """The host's proxy.
+
+        Raises:
+            NetworkError: `apply` has not been called.
+        """
+        if self._proxy is None:
+            raise NetworkError(f"host {self.host.name}: the SFC proxy is not set up")
+        return self._proxy
+
+    @property
+    def inner_mtu(self) -> int:
+        """Largest packet before its encapsulation."""
+        return self._inner_mtu
+
+    def apply(self) -> str:
+        """Make the host's part of the domain, or take over what an earlier agent made.
+
+        Returns:
+            What was done, in a few words.
+
+        Raises:
+            NetworkError: what the kernel refuses; nothing stays then.
+        """
+        with IPRoute() as netlink:
+            self._inner_mtu = self._reckon_mtu(netlink)
+            places = self._places(netlink)
+            found = Proxy.find(netlink, places)
+            try:
+                self._proxy = found or Proxy.load()
+                device = self._make_device(netlink)
+                self._set_kernel(netlink, device)
+                self._settle()
+                for place in self._places(netlink):
+                    self._proxy.attach(netlink, place)
+            except BaseException:
+                if found is None:
+                    self._undo(netlink)
+                raise
+        self._sweeper = Sweeper(self._proxy)
+        return "took over the proxy that was running" if found else "loaded the proxy"
+
+    def undo(self) -> list[str]:
+        """Remove all that an agent ever made on this host; what was removed."""
+        with IPRoute() as netlink:
+            return self._undo(netlink)
+
+    def add_chain(self, chain: ChainPlan) -> None:
+        """Make this host's part of a chain; repeating it changes nothing.
+
+        Raises:
+            NetworkError: a SID or the service address belongs to another chain.
+        """
+        with IPRoute() as netlink, contextlib.ExitStack() as undo:
+            undo.callback(self._remove_chain, netlink, chain)
+            if self.chains.get(chain.number, chain) != chain:
+                undo.pop_all()
+                raise NetworkError(f"host {self.host.name}: chain {chain.number} is that of another job")
+            device = interface_index(netlink, DEVICE)
+            for stop in chain.stops:
+                if stop.host == self.host.name:
+                    self._add_stop(netlink, device, chain, stop)
+            if chain.source == self.host.name:
+                self._add_service(chain.service, chain.service, layout.Kind.HEAD)
+                if chain.service not in {head.service for head in routes.head_ends(netlink)}:
+                    self._set_path(netlink, chain.service, chain.segments, 0)
+            self.chains[chain.number] = chain
+            undo.pop_all()
+
+    def remove_chain(self, number: int) -> None:
+        """Undo `add_chain`."""
+        chain = self.chains.get(number)
+        if chain is not None:
+            with IPRoute() as netlink:
+                self._remove_chain(netlink, chain)
+
+    def steer(self, number: int, segments: SegmentList) -> int:
+        """At the source's host: change a chain's path from the next packet on.
+
+        Returns:
+            The generation of the new path.
+
+        Raises:
+            NetworkError: the chain does not begin here, or the list does not pass its NSFs.
+        """
+        chain = self.chains.get(number)
+        if chain is None or chain.source != self.host.name:
+            raise NetworkError(f"host {self.host.name}: chain {number} does not begin here")
+        if tuple(sid for sid in segments if sid in chain.sids) != chain.sids or segments[-1] != chain.sids[-1]:
+            wanted = ", ".join(map(str, chain.sids))
+            raise NetworkError(f"chain {number}: a path must pass the SIDs {wanted} in this order and end there")
+        if len(segments) > self.domain.max_segments:
+            raise NetworkError(
+                f"chain {number}: a path of {len(segments)} segments is longer than sr.max_segments"
+                f" ({self.domain.max_segments})"
+            )
+        with IPRoute() as netlink:
+            before = next(head for head in routes.head_ends(netlink) if head.service == chain.service)
+            generation = (before.generation + 1) & 0xFFFF
+            self._set_path(netlink, chain.service, segments, generation)
+        return generation
+
+    def sweep(self) -> int:
+        """Forget flows that are over; returns how many went."""
+        return self._sweeper.sweep() if self._sweeper is not None else 0
+
+    _inner_mtu = 0
+
+    def _reckon_mtu(self, netlink: IPRoute) -> int:
+        if not self.interfaces:
+            raise NetworkError(f"host {self.host.name}: has no interfaces to the SR domain; name them in the config")
+        found = {
+            name: netlink.link("get", index=interface_index(netlink, name))[0].get_attr("IFLA_MTU")
+            for name in self.interfaces
+        }
+        smallest = min(found, key=lambda name: found[name])
+        if self._mtu is not None and self._mtu > found[smallest]:
+            raise NetworkError(
+                f"host {self.host.name}: mtu {self._mtu} is more than that of {smallest} ({found[smallest]});"
+                f" raise it: ip link set {smallest} mtu {self._mtu}"
+            )
+        inner = (self._mtu or found[smallest]) - self.domain.overhead
+        if inner < _SMALLEST_MTU:
+            raise NetworkError(
+                f"host {self.host.name}: an MTU of {inner + self.domain.overhead} leaves {inner} bytes beside"
+                f" {self.domain.max_segments} segments, and IPv6 needs {_SMALLEST_MTU}; raise the MTU, or lower"
+                " sr.max_segments"
+            )
+        return int(inner)
+
+    def _places(self, netlink: IPRoute) -> list[Attachment]:
+        """Which program belongs where: on the fabric, on the services' device, and at the domain's edge."""
+        places = [ingress_of(name) for name in self.interfaces]
+        places.append(egress_of(DEVICE))
+        for link in netlink.get_links():
+            name = link.get_attr("IFLA_IFNAME")
+            if link["ifi_type"] == _ETHERNET and name not in (*self.interfaces, DEVICE, _DEVICE_END):
+                places.append(ingress_of(name, "edge"))
+        return places
+
+    def _make_device(self, netlink: IPRoute) -> int:
+        if not netlink.link_lookup(ifname=DEVICE):
+            netlink.link("add", ifname=DEVICE, kind="veth", peer={"ifname": _DEVICE_END})
+        device, end = interface_index(netlink, DEVICE), interface_index(netlink, _DEVICE_END)
+        for index in (device, end):
+            name = DEVICE if index == device else _DEVICE_END
+            with contextlib.suppress(OSError):  # without IPv6 privacy and link-local addresses: nobody is there
+                sysctl.write(f"net/ipv6/conf/{name}/addr_gen_mode", "1")
+        netlink.link("set", index=end, mtu=self._inner_mtu, arp=False, state="up")
+        # Room for the headers also in what leaves as one packet and is cut up later: its length has 16 bits.
+        gso = _LARGEST_PACKET - self.domain.overhead
+        netlink.link("set", index=device, mtu=self._inner_mtu, gso_max_size=gso, arp=False, state="up")
+        sysctl.write(f"net/ipv6/conf/{DEVICE}/forwarding", "1")  # without it, bpf_fib_lookup finds no route
+        return device
+
+    def _set_kernel(self, netlink: IPRoute, device: int) -> None:
+        self._remember(netlink, device)
+        for name, value in sysctl.WANTED.items():
+            sysctl.write(name, value)
+        set_tunnel_source(self.host.decap)
+        if not netlink.get_addr(family=socket.AF_INET6, address=str(self.host.address)):
+            netlink.addr("add", index=device, address=str(self.host.address), prefixlen=128, flags=0x02)  # no DAD
+        routes.add_delivery(netlink)
+        routes.add_service_table(netlink, device)
+
+    def _remember(self, netlink: IPRoute, device: int) -> None:
+        """Keep what is about to be changed in the device's alias, where it lasts as long as the change."""
+        if (netlink.link("get", index=device)[0].get_attr("IFLA_IFALIAS") or "").startswith("msl "):
+            return
+        before = {name: sysctl.read(name) for name in sysctl.WANTED} | {_TUNNEL_SOURCE: str(get_tunnel_source())}
+        netlink.link("set", index=device, ifalias="msl " + ";".join(f"{k}={v}" for k, v in before.items()))
+
+    def _settle(self) -> None:
+        """Write what does not depend on chains."""
+        block = self.domain.block
+        settings = layout.Settings(_high(block.network_address), _high(block.netmask), _high(self.host.locator[0]))
+        self.proxy.table("settings").put(layout.ctypes.c_uint32(0), settings)
+        decap = layout.Address.of(self.host.decap)
+        if self.proxy.table("sids").get(decap) is None:
+            entry = layout.SidEntry(kind=layout.Kind.HEAD, index=self._free_index())
+            self.proxy.table("sids").put(decap, entry)
+
+    def _add_stop(self, netlink: IPRoute, device: int, chain: ChainPlan, stop: Stop) -> None:
+        kind = layout.Kind.SINK if stop is chain.stops[-1] else layout.Kind.NSF
+        index = self._add_service(stop.service, chain.service, kind)
+        entry = layout.SidEntry(
+            service=layout.Address.of(chain.service),
+            local=layout.Address.of(stop.service),
+            num_stops=len(chain.stops),
+            position=chain.stops.index(stop),
+            kind=kind,
+            index=index,
+        )
+        for position, sid in enumerate(chain.sids):
+            entry.stops[position] = layout.Address.of(sid)
+        present = self.proxy.table("sids").get(layout.Address.of(stop.sid))
+        if present is not None and bytes(present) != bytes(entry):
+            raise NetworkError(f"host {self.host.name}: the SID {stop.sid} belongs to another chain")
+        self.proxy.table("sids").put(layout.Address.of(stop.sid), entry)
+        routes.steer_answers(netlink, stop.service)
+        if kind is layout.Kind.NSF:
+            routes.steer_onward(netlink, stop.service, device)
+        elif not netlink.get_addr(family=socket.AF_INET6, address=str(chain.service)):
+            netlink.addr("add", index=device, address=str(chain.service), prefixlen=128, flags=0x02)
+
+    def _add_service(self, local: IPv6Address, wire: IPv6Address, kind: layout.Kind) -> int:
+        services = self.proxy.table("services")
+        present = services.get(layout.Address.of(local))
+        if present is not None:
+            if (present.wire.ip, present.kind) != (wire, kind):
+                raise NetworkError(f"host {self.host.name}: the service address {local} belongs to another chain")
+            return int(present.index)
+        index = self._free_index()
+        services.put(layout.Address.of(local), layout.ServiceEntry(layout.Address.of(wire), index, kind))
+        return index
+
+    def _free_index(self) -> int:
+        """A number for counters that no SID has; they begin at zero."""
+        taken = {value.index for _, value in self.proxy.table("sids").items()}
+        taken |= {value.index for _, value in self.proxy.table("services").items()}
+        index = next(number for number in range(len(taken) + 1) if number not in taken)
+        traffic = self.proxy.table("traffic")
+        traffic.put(layout.ctypes.c_uint32(index), traffic.zero())
+        return index
+
+    def _set_path(self, netlink: IPRoute, service: IPv6Address, segments: SegmentList, generation: int) -> None:
+        head = routes.HeadEnd(service, segments, generation)
+        routes.set_head_end(netlink, head, interface_index(netlink, DEVICE), self._inner_mtu, self.host.address)
+
+    def _remove_chain(self, netlink: IPRoute, chain: ChainPlan) -> None:
+        local = [stop.service for stop in chain.stops if stop.host == self.host.name]
+        if chain.source == self.host.name:
+            local.append(chain.service)
+        for address in local:
+            routes.remove_route(netlink, address)
+            routes.unsteer_answers(netlink, address)
+            self.proxy.table("services").remove(layout.Address.of(address))
+        for stop in chain.stops:
+            if stop.host == self.host.name:
+                self.proxy.table("sids").remove(layout.Address.of(stop.sid))
+        if chain.stops[-1].host == self.host.name:
+            with contextlib.suppress(NetlinkError, NetworkError):
+                device = interface_index(netlink, DEVICE)
+                netlink.addr("del", index=device, address=str(chain.service), prefixlen=128)
+        for name in ("flows", "embryos"):
+            table = self.proxy.table(name)
+            for key in table.keys():
+                if key.service.ip in local:
+                    table.remove(key)
+        self.chains.pop(chain.number, None)
+
+    def _undo(self, netlink: IPRoute) -> list[str]:
+        removed = detach_all(netlink)
+        indices = netlink.link_lookup(ifname=DEVICE)
+        if indices:
+            alias = netlink.link("get", index=indices[0])[0].get_attr("IFLA_IFALIAS") or ""
+            removed += [f"{name} = {value}" for name, value in _restore(alias)]
+            netlink.link("del", index=indices[0])
+            removed.append(f"device {DEVICE}")
+        count = routes.remove_all(netlink)
+        if count:
+            removed.append(f"{count} routes and rules")
+        self.chains.clear()
+        self._proxy = self._sweeper = None
+        return removed
+
+
+def _restore(alias: str) -> list[tuple[str, str]]:
+    """Give back what `_remember` kept; what was given back."""
+    if not alias.startswith("msl "):
+        return []
+    before = dict(entry.split("=", 1) for entry in alias.removeprefix("msl ").split(";"))
+    setters: dict[str, Callable[[str], None]] = {_TUNNEL_SOURCE: lambda v: set_tunnel_source(IPv6Address(v))}
+    for name, value in before.items():
+        setters.get(name, lambda v, name=name: sysctl.write(name, v))(value)  # type: ignore[misc]
+    return list(before.items())
+
+
+def _high(address: IPv6Address) -> int:
+    """The first 64 bits of an address as they stand in memory."""
+    return int.from_bytes(address.packed[:8], "little" if _LITTLE else "big")
+
+
+_LITTLE = socket.htons(1) != 1
