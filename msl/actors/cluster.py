@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import RayError
 
 from msl.actors import local
-from msl.actors.network import Network
+from msl.actors.network import FabricName, Network
 from msl.config import Config
 from msl.errors import ClusterError
 from msl.plan import lay_out
@@ -46,6 +46,10 @@ class Session:
     nodes: Mapping[str, Node]
     cluster: local.LocalCluster | None
     """The built-in local cluster; None on an existing one."""
+    kept: bool
+    """Whether the cluster stays when this process ends."""
+    fabric: FabricName = "direct"
+    """How smashed data travels."""
 
     def headless(self) -> bool:
         """Whether the local cluster has lost the host that Ray is governed from."""
@@ -66,18 +70,19 @@ def session(config: Config, hosts: Sequence[str], network: Network, say: Callabl
     if config.cluster.address is not None:
         _check_reachable(config.cluster.address, config.timeouts.connect_s)
         with _driver(config.cluster.address, None, config):
-            yield Session(_nodes(config, hosts, config.timeouts.start_s), None)
+            yield Session(_nodes(config, hosts, config.timeouts.start_s), None, True, network.fabric)
         return
     cluster = network.kept
     if cluster is None:
         say(f"starting {len(hosts)} raylets, one per host")
-        cluster = local.start(config, hosts, network.private, keep=False)
+        cluster = local.start(config, hosts, network.private, False, network.testbed)
     else:
         _check_hosts(cluster, hosts)
         say(f"using the running cluster {cluster.name!r}")
     try:
         with _driver(cluster.gcs, cluster, config):
-            joined = Session(_nodes(config, hosts, config.timeouts.start_s, cluster), cluster)
+            nodes = _nodes(config, hosts, config.timeouts.start_s, cluster)
+            joined = Session(nodes, cluster, network.kept is not None, network.fabric)
             try:
                 yield joined
             finally:
@@ -140,6 +145,10 @@ def _nodes(
     """Wait until every host is a living Ray node."""
     ray_names = {host.name: host.ray_node or host.name for host in config.hosts}
     addresses = {host.name: host.address for host in config.hosts}
+    if cluster is not None and cluster.testbed:
+        # Ray's addresses there are those of the management network, which carries no smashed data.
+        fabric = {host.name: str(host.address) for host in cluster.domain().hosts}
+        addresses = fabric | {name: address for name, address in addresses.items() if address is not None}
     asked_cpus = {host.name: host.cpus for host in config.hosts}
     deadline = time.monotonic() + timeout_s
     while True:
@@ -184,7 +193,7 @@ def bring_up(config: Config, network: Network) -> local.LocalCluster:
         names = ", ".join(host.name for host in network.kept.hosts)
         raise ClusterError(f"the cluster {network.kept.name!r} is up already (hosts {names}); 'msl down' ends it")
     hosts, _ = lay_out(config)
-    cluster = local.start(config, hosts, network.private, keep=True)
+    cluster = local.start(config, hosts, network.private, True, network.testbed)
     try:
         with _driver(cluster.gcs, cluster, config):
             _nodes(config, hosts, config.timeouts.start_s, cluster)

@@ -13,7 +13,7 @@ from msl.pipeline.balance import profile
 from msl.pipeline.batches import sample_inputs, size
 from msl.pipeline.build import build_data, build_model, check_job
 from msl.pipeline.runtime import Module, set_threads
-from msl.plan import Plan, Profile, build, lay_out
+from msl.plan import ChainPlan, Plan, Profile, build, lay_out
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,9 +29,9 @@ class Job:
     hosts: tuple[str, ...]
     profile: Profile
 
-    def plan(self, cpus: Mapping[str, int]) -> Plan:
-        """The plan on hosts with so many CPUs."""
-        return build(self.config, self.profile, cpus, size(self.data.train))
+    def plan(self, cpus: Mapping[str, int], steered: ChainPlan | None = None) -> Plan:
+        """The plan on hosts with so many CPUs, and with the chain's path if it is steered."""
+        return build(self.config, self.profile, cpus, size(self.data.train), steered)
 
 
 def prepare(config: Config) -> Job:

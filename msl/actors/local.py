@@ -17,10 +17,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from msl.actors import owned
-from msl.config import Config
+from msl.config import Config, load_config, to_yaml
 from msl.errors import ClusterError
+from msl.net import testbed
+from msl.net.netns import netns_path
+from msl.net.testbed import Testbed
+from msl.plan import DomainPlan, lay_domain
 
 STATE_FILE = "cluster.json"
+CONFIG_FILE = "config.yaml"
 _STOP_S = 5.0
 _BROKEN_STOP_S = 0.2
 
@@ -34,6 +39,10 @@ class LocalHost:
     cpus: int
     pid: int
     """The `ray start --block` process that owns the raylet."""
+    netns: str | None = None
+    """Name of its network namespace on the testbed; without one, it is in that of the cluster."""
+    interfaces: tuple[str, ...] = ()
+    """Its interfaces to the SR domain."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +59,18 @@ class LocalCluster:
     keeper: int
     """Process whose end is to end the cluster; 0 if it is kept until `msl down`."""
     hosts: tuple[LocalHost, ...]
+    testbed: bool = False
+    """Whether the hosts are those of a testbed of the same name."""
 
     @property
     def token_path(self) -> Path:
         """File with the token of this cluster's Ray."""
         return Path(self.folder) / "token"
+
+    def domain(self) -> DomainPlan:
+        """The SR domain of the testbed that the hosts are on: that of the configuration which started it."""
+        config = load_config(Path(self.folder) / CONFIG_FILE)
+        return lay_domain(config, [host.name for host in self.hosts])
 
     def dead_hosts(self) -> list[LocalHost]:
         """Hosts whose raylet's owner is gone."""
@@ -89,7 +105,7 @@ def _read_state(folder: Path) -> LocalCluster | None:
         return None
     except (OSError, ValueError) as error:
         raise ClusterError(f"{path}: cannot be read ({error}); remove its folder if no cluster is running") from error
-    hosts = tuple(LocalHost(**host) for host in tree.pop("hosts"))
+    hosts = tuple(LocalHost(**host | {"interfaces": tuple(host["interfaces"])}) for host in tree.pop("hosts"))
     return LocalCluster(**tree, hosts=hosts)
 
 
@@ -104,14 +120,17 @@ def cpus_of(config: Config, hosts: Sequence[str]) -> dict[str, int]:
     return {name: asked.get(name) or default_cpus(hosts) for name in hosts}
 
 
-def start(config: Config, hosts: Sequence[str], private: bool, keep: bool) -> LocalCluster:
-    """Start a raylet for each host in this process's network namespace, in parallel; on failure nothing stays.
+def start(
+    config: Config, hosts: Sequence[str], private: bool, keep: bool, built: Testbed | None = None
+) -> LocalCluster:
+    """Start a raylet for each host in its network namespace, in parallel; on failure nothing stays.
 
     Args:
         config: names, CPUs and deadlines.
         hosts: the hosts' names; the first is the head.
         private: whether the namespace is the cluster's own.
         keep: whether the cluster stays when this process ends.
+        built: testbed whose hosts they are; by default all are in this process's namespace.
 
     Raises:
         ClusterError: a raylet did not start in time; the message has its last words.
@@ -120,11 +139,16 @@ def start(config: Config, hosts: Sequence[str], private: bool, keep: bool) -> Lo
     name = config.cluster.name if keep else f"{config.cluster.name}-{os.getpid()}"
     folder = state_folder(name)
     _make_folder(folder)
+    (folder / CONFIG_FILE).write_text(to_yaml(config), encoding="utf-8")
     cluster_id = secrets.token_hex(8)
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
-    addresses = [f"127.0.{1 + index // 200}.{10 + index % 200}" for index in range(len(hosts))]
+    there = {host.name: host for host in built.hosts} if built is not None else {}
+    addresses = [
+        there[host].address if there else f"127.0.{1 + index // 200}.{10 + index % 200}"
+        for index, host in enumerate(hosts)
+    ]
     gcs = f"{addresses[0]}:{_free_port(addresses[0])}"
     cpus = cpus_of(config, hosts)
     environment = _environment(cluster_id, token)
@@ -132,11 +156,13 @@ def start(config: Config, hosts: Sequence[str], private: bool, keep: bool) -> Lo
     keeper = 0 if keep else os.getpid()
 
     def cluster() -> LocalCluster:
-        return LocalCluster(name, cluster_id, str(folder), gcs, private, keeper, tuple(started))
+        return LocalCluster(name, cluster_id, str(folder), gcs, private, keeper, tuple(started), bool(there))
 
     try:
         for index, (host, address) in enumerate(zip(hosts, addresses, strict=True)):
-            command = _ray_start(config, folder, index, host, address, cpus[host], gcs, keep)
+            place = there.get(host)
+            command = _ray_start(config, folder, index, host, address, cpus[host], gcs)
+            command = [*_wrapping(None if place is None else place.netns, keep), *command]
             with _log_path(folder, host).open("wb") as output:
                 process = subprocess.Popen(
                     command,
@@ -146,7 +172,8 @@ def start(config: Config, hosts: Sequence[str], private: bool, keep: bool) -> Lo
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
                 )
-            started.append(LocalHost(host, address, cpus[host], process.pid))
+            where = (None, ()) if place is None else (place.netns, place.interfaces)
+            started.append(LocalHost(host, address, cpus[host], process.pid, *where))
             _write_state(folder, cluster())
         _await_gcs(cluster(), config.timeouts.start_s)
     except BaseException:
@@ -164,6 +191,8 @@ def stop(cluster: LocalCluster) -> int:
     for host in cluster.hosts:
         with contextlib.suppress(ChildProcessError):  # reaps our own children; those of another process are init's
             os.waitpid(host.pid, os.WNOHANG)
+    if cluster.testbed:
+        testbed.remove(cluster.name)
     shutil.rmtree(cluster.folder, ignore_errors=True)
     with contextlib.suppress(OSError):  # the last cluster's end removes the user's folder, too
         Path(cluster.folder).parent.rmdir()
@@ -181,6 +210,12 @@ def stop_stale() -> list[str]:
         if orphaned or len(cluster.dead_hosts()) == len(cluster.hosts):
             stop(cluster)
             stale.append(cluster.name)
+    for name in testbed.names() if os.geteuid() == 0 else ():
+        # Built by a run that was killed before it had a cluster: its process stands in the name.
+        pid = name.rpartition("-")[2]
+        if "-" in name and pid.isdecimal() and not _exists(int(pid)):
+            testbed.remove(name)
+            stale.append(name)
     return stale
 
 
@@ -217,13 +252,15 @@ def ray_environment(token: Path) -> dict[str, str]:
     }
 
 
-def _ray_start(
-    config: Config, folder: Path, index: int, name: str, address: str, cpus: int, gcs: str, keep: bool
-) -> list[str]:
+def _wrapping(there: str | None, keep: bool) -> list[str]:
+    """What stands before a raylet's command: it ends with its starter, and lives in its host's network."""
+    # The raylets end with the process that started them, even if that one is killed.
+    mortal = ["setpriv", "--pdeathsig", "TERM"] if not keep and shutil.which("setpriv") else []
+    return mortal if there is None else [*mortal, "nsenter", f"--net={netns_path(there)}"]
+
+
+def _ray_start(config: Config, folder: Path, index: int, name: str, address: str, cpus: int, gcs: str) -> list[str]:
     command = [_python(folder), "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
-    if not keep and shutil.which("setpriv"):
-        # The raylets end with the process that started them, even if that one is killed.
-        command = ["setpriv", "--pdeathsig", "TERM", *command]
     if index == 0:
         port = gcs.rpartition(":")[2]
         command += ["--head", f"--port={port}", "--include-dashboard=false"]

@@ -10,6 +10,7 @@ import ray
 from msl.actors.member import ChainMember, Identity, Report
 from msl.config import Config
 from msl.metrics.prometheus import StageMetrics
+from msl.net.sfc.fabric import SfcFabric
 from msl.plan import Plan
 
 
@@ -23,6 +24,9 @@ class MemberActor(ChainMember):
         # Factories may lie in the folder in which msl was started.
         if import_folder not in sys.path:
             sys.path.insert(0, import_folder)
+        if plan.steered is not None:
+            fabric = SfcFabric(plan.steered, hop, config.timeouts.connect_s)
+            options["make_fabric"] = lambda _address, _next_hop: fabric
         super().__init__(config, plan, hop, job, address, **options)
         place = plan.members[hop].place
         self._metrics = StageMetrics(job=config.name, stage=place.name, host=place.host)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from msl.actors.agents import steered_chain
 from msl.actors.chain import Chain, running
 from msl.actors.cluster import session
 from msl.actors.job import Job, prepare
@@ -18,12 +20,13 @@ from msl.config import Config, to_yaml
 from msl.errors import ConfigError, MslError
 from msl.metrics.summary import summarize, write_json
 from msl.metrics.tensorboard import TensorBoard
+from msl.net.sfc.report import HostReport
 from msl.pipeline.batches import size, steps_per_epoch
 from msl.pipeline.checkpoint import Progress, initial_state, load, merge, save
 from msl.pipeline.counters import StepRecord
 from msl.pipeline.source import Tally
 from msl.pipeline.stage import StageState
-from msl.plan import Plan, render
+from msl.plan import Plan, lay_out, render
 
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.yaml"
@@ -62,6 +65,8 @@ class _Run:
     board: TensorBoard
     history: list[Mapping[str, Any]]
     step: int
+    fabric_events: list[HostReport]
+    """What the host agents told since the last look, with the fabric `sfc`."""
     step_ms: list[float] = field(default_factory=list)
     samples: int = 0
     training_s: float = 0.0
@@ -73,6 +78,8 @@ class _Run:
             if report.name == "source":
                 self.step_ms.append(record.wall_ms)
                 self.observer.step(record)
+                while self.fabric_events:
+                    self.board.host(record.step, self.fabric_events.pop(0))
 
     def write_summary(self, completed: bool, error: str | None = None) -> dict[str, Any]:
         """Write summary.json, and return it."""
@@ -102,15 +109,19 @@ def train(config: Config, folder: Path, resume: Path | None, observer: Observer,
     """
     job = prepare(config)
     state, progress = _beginning(config, job, resume, observer)
-    with session(config, job.hosts, network, observer.say) as cluster:
-        plan = job.plan({host: node.cpus for host, node in cluster.nodes.items()})
+    _, places = lay_out(config)
+    with contextlib.ExitStack() as stack:
+        cluster = stack.enter_context(session(config, job.hosts, network, observer.say))
+        fabric_events: list[HostReport] = []
+        steered = stack.enter_context(steered_chain(config, cluster, job.hosts, places, fabric_events.append))
+        plan = job.plan({host: node.cpus for host, node in cluster.nodes.items()}, steered)
         observer.planned(plan)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG).write_text(to_yaml(config), encoding="utf-8")
         (folder / "plan.txt").write_text(render(plan) + "\n", encoding="utf-8")
         board = TensorBoard(folder)
         board.plan(render(plan))
-        run = _Run(config, folder, plan, observer, board, list(progress.history), progress.step)
+        run = _Run(config, folder, plan, observer, board, list(progress.history), progress.step, fabric_events)
         try:
             with running(config, plan, cluster, state, run.watch) as chain:
                 _write_placement(run, chain)

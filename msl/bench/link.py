@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from msl.actors.cluster import Session, session
-from msl.actors.network import enter_network
+from msl.actors.network import entered_network
 from msl.bench import machine, plots, size
 from msl.bench.calls import Actors, actors, answer
 from msl.bench.ends import Receiver, Seen, Sender, Sent
@@ -65,9 +65,12 @@ def run(folder: Path, sizes: Sequence[int], rounds: int, command: str, say: Call
     plots.require()
     found = machine.describe()
     config = _config(max(sizes))
-    network = enter_network(config, say)
     samples: list[Sample] = []
-    with session(config, _HOSTS, network, say) as cluster, actors() as started:
+    with (
+        entered_network(config, say) as network,
+        session(config, _HOSTS, network, say) as cluster,
+        actors() as started,
+    ):
         hop = _Hop(cluster, started, max(sizes), config.timeouts.start_s)
         for turn in range(rounds + 1):
             measured = [sample for num_bytes in sizes for sample in hop.round(turn, num_bytes)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -9,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from msl.actors.agents import steered_chain
 from msl.actors.chain import Chain, running
 from msl.actors.cluster import Session, session
 from msl.actors.job import Job, prepare
-from msl.actors.network import enter_network
+from msl.actors.network import entered_network
 from msl.bench import machine, plots
 from msl.bench.calls import Actors, actors, answer
 from msl.bench.report import Report, ratio_lines, write
@@ -22,7 +24,7 @@ from msl.config import Config
 from msl.errors import ConfigError, StageError
 from msl.pipeline.batches import size, steps_per_epoch
 from msl.pipeline.checkpoint import initial_state
-from msl.plan import Plan, headline
+from msl.plan import Plan, headline, lay_out
 
 CHAIN, UNSPLIT, ONE_THREAD = "chain", "unsplit", "unsplit_1_thread"
 _CASE = "step"
@@ -55,13 +57,17 @@ def run(
     """
     plots.require()
     found = machine.describe()
-    network = enter_network(config, say)
-    job = prepare(config)
-    _check_steps(job, steps)
-    config = _long_enough(job, rounds, steps)
-    turns = _Turns(config, steps)
-    with session(config, job.hosts, network, say) as cluster, actors() as started:
-        plan = job.plan({host: node.cpus for host, node in cluster.nodes.items()})
+    _, places = lay_out(config)
+    with contextlib.ExitStack() as stack:
+        network = stack.enter_context(entered_network(config, say))
+        job = prepare(config)
+        _check_steps(job, steps)
+        config = _long_enough(job, rounds, steps)
+        turns = _Turns(config, steps)
+        cluster = stack.enter_context(session(config, job.hosts, network, say))
+        started = stack.enter_context(actors())
+        steered = stack.enter_context(steered_chain(config, cluster, job.hosts, places))
+        plan = job.plan({host: node.cpus for host, node in cluster.nodes.items()}, steered)
         say(headline(plan))
         threads = _threads(plan, cluster)
         unsplit = _start_unsplit(config, plan, cluster, started, threads)

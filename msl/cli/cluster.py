@@ -29,10 +29,9 @@ def up(config_path: Path, overrides: tuple[str, ...]) -> None:
         raise ClusterError(
             f"cluster.address: {config.cluster.address} is an existing cluster; there is nothing to start"
         )
-    from msl.actors.network import enter_network
+    from msl.actors.network import entered_network
 
-    with orderly_stop(line):
-        network = enter_network(config, line)
+    with orderly_stop(line), entered_network(config, line, keep=True) as network:
         from msl.actors import cluster  # Ray: after the network is entered
 
         started = cluster.bring_up(config, network)

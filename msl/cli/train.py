@@ -59,11 +59,10 @@ def train(config_path: Path | None, overrides: tuple[str, ...], resume: Path | N
     folder = out or resume or Path("runs") / f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}"
     if resume is None and out is not None and (out / "checkpoints").exists():
         raise ConfigError(f"--out {out}: has a run in it already; continue it with --resume, or name another folder")
-    from msl.actors.network import enter_network
+    from msl.actors.network import entered_network
 
     view = RunView(config.train.epochs)
-    with orderly_stop(view.say):
-        network = enter_network(config, view.say)
+    with orderly_stop(view.say), entered_network(config, view.say) as network:
         from msl.actors.training import train as run_training  # torch and Ray: after the network is entered
 
         try:

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from msl.net.sfc.report import HostReport
 from msl.pipeline.counters import StepRecord
 
 
@@ -50,6 +51,18 @@ class TensorBoard:
         self._writer.add_scalar("loss/test", test_loss, step)
         if test_accuracy is not None:
             self._writer.add_scalar("accuracy/test", test_accuracy, step)
+
+    def host(self, step: int, report: HostReport) -> None:
+        """A host of the SR domain: dropped packets by reason, flows, and its links' traffic."""
+        add = self._writer.add_scalar
+        add(f"sfc_flows/{report.host}", report.num_flows, step)
+        add(f"sfc_drops/{report.host}", sum(report.drops.values()), step)
+        for reason, count in report.drops.items():
+            if count:
+                add(f"sfc_drops_{reason}/{report.host}", count, step)
+        for link in report.links:
+            add(f"sfc_link_bytes_out/{report.host}_{link.interface}", link.bytes_out, step)
+            add(f"sfc_link_drops/{report.host}_{link.interface}", link.drops, step)
 
     def hparams(self, settings: Mapping[str, str | int | float | bool], results: Mapping[str, float]) -> None:
         """What the run was made with, and how it ended."""

@@ -68,6 +68,24 @@ def join(pid: int) -> None:
             os.close(descriptor)
 
 
+def enter(path: Path) -> None:
+    """Move this process into a named network namespace; before it starts threads.
+
+    Raises:
+        ClusterError: the namespace is gone, or the right to enter it is missing.
+    """
+    _require_one_thread()
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ClusterError(f"cannot enter the network {path.name}: {error.strerror}") from error
+    try:
+        if ctypes.CDLL(None, use_errno=True).setns(descriptor, _CLONE_NEWNET):
+            raise ClusterError(f"cannot enter the network {path.name}: {os.strerror(ctypes.get_errno())}")
+    finally:
+        os.close(descriptor)
+
+
 def _require_one_thread() -> None:
     # A namespace belongs to a thread: threads that exist already would stay outside.
     if threading.active_count() != 1:

@@ -1,10 +1,13 @@
 """What will be done: who stands where, computed from a configuration without side effects."""
 
 from msl.plan.layout import InputSpec, Member, Place, Plan, Profile, Role, StageProfile, build, lay_out
-from msl.plan.text import COLUMNS, count_bytes, headline, render, rows
+from msl.plan.steering import ChainPlan, DomainPlan, lay_chain, lay_domain
+from msl.plan.text import COLUMNS, count_bytes, headline, path_lines, render, rows
 
 __all__ = [
     "COLUMNS",
+    "ChainPlan",
+    "DomainPlan",
     "InputSpec",
     "Member",
     "Place",
@@ -15,7 +18,10 @@ __all__ = [
     "build",
     "count_bytes",
     "headline",
+    "lay_chain",
+    "lay_domain",
     "lay_out",
+    "path_lines",
     "render",
     "rows",
 ]

@@ -6,10 +6,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from msl.config import Config
 from msl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from msl.plan.steering import ChainPlan
 
 Role = Literal["source", "nsf", "sink"]
 
@@ -95,6 +98,8 @@ class Plan:
     """Micro-batches under way in the chain at once."""
     schema: str
     """Digest of what all members must agree on: model, cut, and the order of the members."""
+    steered: ChainPlan | None = None
+    """With the fabric `sfc`: the chain's SIDs, service address and path."""
 
     @property
     def source(self) -> Member:
@@ -108,7 +113,8 @@ class Plan:
 
     def document(self) -> dict[str, Any]:
         """The plan as plain values, for JSON."""
-        return asdict(self)
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
+        return plain
 
 
 def lay_out(config: Config) -> tuple[tuple[str, ...], tuple[Place, ...]]:
@@ -189,7 +195,13 @@ def _order(config: Config, names: tuple[str, ...], size: int) -> tuple[str, ...]
     return (source, *between[: size - 2], sink)
 
 
-def build(config: Config, profile: Profile, cpus: Mapping[str, int], train_samples: int) -> Plan:
+def build(
+    config: Config,
+    profile: Profile,
+    cpus: Mapping[str, int],
+    train_samples: int,
+    steered: ChainPlan | None = None,
+) -> Plan:
     """The plan of a job.
 
     Args:
@@ -197,6 +209,7 @@ def build(config: Config, profile: Profile, cpus: Mapping[str, int], train_sampl
         profile: the measured model, with as many stages as `lay_out` has places for.
         cpus: CPUs of each host that its stages may use.
         train_samples: size of the training set.
+        steered: the chain's place in an SR domain, with the fabric `sfc`.
     """
     hosts, places = lay_out(config)
     computing = [place.host for place in places if place.stage is not None]
@@ -217,7 +230,7 @@ def build(config: Config, profile: Profile, cpus: Mapping[str, int], train_sampl
     in_flight = config.train.in_flight or len(profile.stages)
     return Plan(
         config.name,
-        config.fabric,
+        "sfc" if steered is not None else "direct",
         hosts,
         profile.cut,
         profile.inputs,
@@ -225,4 +238,5 @@ def build(config: Config, profile: Profile, cpus: Mapping[str, int], train_sampl
         tuple(members),
         in_flight,
         schema,
+        steered,
     )

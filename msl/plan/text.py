@@ -26,7 +26,17 @@ def rows(plan: Plan) -> list[tuple[str, ...]]:
 
 def render(plan: Plan) -> str:
     """The plan as an aligned table, with a line above that sums it up."""
-    return "\n".join([headline(plan), "", *_align([COLUMNS, *rows(plan)])])
+    return "\n".join([headline(plan), "", *_align([COLUMNS, *rows(plan)]), *path_lines(plan)])
+
+
+def path_lines(plan: Plan) -> list[str]:
+    """Service address and segment list of a steered chain, a line each; none with the fabric `direct`."""
+    chain = plan.steered
+    if chain is None:
+        return []
+    names = {stop.sid: f"{stop.name}@{stop.host}" for stop in chain.stops}
+    segments = ", ".join(f"{sid} ({names.get(sid, 'waypoint')})" for sid in chain.segments)
+    return ["", f"service  [{chain.service}]:{chain.port}, chain {chain.number}", f"segments {segments}"]
 
 
 def headline(plan: Plan) -> str:

@@ -22,7 +22,7 @@ LAYERS: dict[str, set[str]] = {
     "data": {"config", "plan", "net"},
     # Not models: a model comes by its import path, so that users' own are no different from ours.
     "pipeline": {"config", "plan", "net", "data"},
-    "metrics": {"config", "plan", "pipeline"},
+    "metrics": {"config", "plan", "net", "pipeline"},
     "actors": {"config", "plan", "net", "models", "data", "pipeline", "metrics"},
     "bench": {"config", "plan", "net", "models", "data", "pipeline", "metrics", "actors"},
     "cli": {"config", "plan", "net", "models", "data", "pipeline", "metrics", "actors", "bench"},
