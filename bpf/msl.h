@@ -1,6 +1,6 @@
-/* What the SFC proxy and msl/net/proxy.py share: keys and values of the maps, marks, reasons to drop.
+/* What the SFC proxy and msl/net/sfc/proxy.py share: keys and values of the maps, marks, reasons to drop.
  *
- * Addresses and ports are in network byte order, everything else in the host's. msl/net/layout.py spells the same
+ * Addresses and ports are in network byte order, everything else in the host's. msl/net/sfc/layout.py spells the same
  * structs for Python; a test compares the sizes of both. */
 #pragma once
 
@@ -35,7 +35,7 @@ enum kind {
     KIND_HEAD = 3, /* replies to what this host's head-end has sent */
 };
 
-/* Why a packet was dropped; told by name in msl/net/reasons.py, and explained in docs/packet-path.md. */
+/* Why a packet was dropped; told by name in msl/net/sfc/layout.py, and explained in docs/packet-path.md. */
 enum reason {
     REASON_OUTSIDE,      /* the outer source is not of the SR domain (RFC 8754 section 5.1) */
     REASON_TRUNCATED,    /* shorter than its headers say */

@@ -111,15 +111,15 @@ static __always_inline int backward_in(struct __sk_buff *skb, const struct sid *
 }
 
 /* Replies to what this host's head-end has sent: for any local client, of any chain. */
-static __always_inline int head_in(struct __sk_buff *skb, const struct inner *inner, __u32 outer_len)
+static __always_inline int head_in(struct __sk_buff *skb, const struct sid *sid, const struct inner *inner,
+                                   __u32 outer_len)
 {
     union address from = inner->icmp_error ? inner->about_destination : inner->ip.source;
     struct service *service = services.lookup(&from);
-    struct traffic *sum;
+    struct traffic *sum = traffic.lookup((__u32 *)&sid->index);
 
     if (!service || service->kind != KIND_HEAD)
         return drop(REASON_SERVICE);
-    sum = traffic.lookup(&service->index);
     if (sum) {
         sum->packets[IN_BACKWARD] += 1;
         sum->bytes[IN_BACKWARD] += skb->len;
@@ -129,7 +129,16 @@ static __always_inline int head_in(struct __sk_buff *skb, const struct inner *in
     return TC_ACT_OK;
 }
 
-static __always_inline int srv6_in(struct __sk_buff *skb, const struct sid *sid)
+/* Whether a packet is shorter than its headers say. The kernel checks the inner one's length itself, but only after the
+ * packet has taught a path. */
+static __always_inline bool is_cut(struct __sk_buff *skb, __u32 payload_len, __u32 srh_len, const struct inner *inner)
+{
+    __u32 needed = srh_len + sizeof(inner->ip) + bpf_ntohs(inner->ip.payload_len);
+
+    return payload_len < needed || skb->len < ETH_LEN + sizeof(struct ip6) + needed;
+}
+
+static __always_inline int srv6_in(struct __sk_buff *skb, const struct sid *sid, __u32 payload_len)
 {
     __u32 zero = 0, srh_len = 0, outer_len;
     struct arrival *arrival = arrivals.lookup(&zero);
@@ -149,8 +158,10 @@ static __always_inline int srv6_in(struct __sk_buff *skb, const struct sid *sid)
     fault = read_inner(skb, ETH_LEN + outer_len, &inner);
     if (fault)
         return drop(fault - 1);
+    if (is_cut(skb, payload_len, srh_len, &inner))
+        return drop(REASON_TRUNCATED);
     if (sid->kind == KIND_HEAD)
-        return head_in(skb, &inner, outer_len);
+        return head_in(skb, sid, &inner, outer_len);
     if (is_forward(&inner, &sid->service))
         return forward_in(skb, sid, arrival, &inner, outer_len);
     if (sid->kind == KIND_NSF && is_backward(&inner, &sid->service))
@@ -177,7 +188,7 @@ int ingress(struct __sk_buff *skb)
     destination = ip.destination;
     sid = sids.lookup(&destination);
     if (ip.next_header == NEXT_ROUTING)
-        return sid ? srv6_in(skb, sid) : drop(REASON_UNKNOWN_SID);
+        return sid ? srv6_in(skb, sid, bpf_ntohs(ip.payload_len)) : drop(REASON_UNKNOWN_SID);
     if (!sid)
         return TC_ACT_OK; /* the host's own address */
     if (ip.next_header == NEXT_ICMPV6 && !bpf_skb_load_bytes(skb, ETH_LEN + sizeof(ip), &type, 1) &&

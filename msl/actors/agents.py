@@ -226,8 +226,8 @@ def start_agents(config: Config, session: Session, hosts: Sequence[str]) -> Agen
             scheduling_strategy=NodeAffinitySchedulingStrategy(session.nodes[host.name].node_id, soft=False),
         ).remote(domain, host.name, interfaces[host.name], mtus.get(host.name))
     agents = Agents(domain, actors)
-    for host, done in agents.call("ready").items():
-        log.info("host %s: the agent %s", host, done)
+    for name, done in agents.call("ready").items():
+        log.info("host %s: the agent %s", name, done)
     return agents
 
 

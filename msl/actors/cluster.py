@@ -14,16 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
 
 from msl.actors import local
 from msl.actors.network import FabricName, Network
 from msl.config import Config
 from msl.errors import ClusterError
-from msl.plan import lay_out
 
 _POLL_S = 0.1
-_ASK_S = 2.0
 MEMBER_PREFIX = "msl-"
 """How the names of chain members begin among Ray's actors."""
 
@@ -70,7 +67,7 @@ def session(config: Config, hosts: Sequence[str], network: Network, say: Callabl
     if config.cluster.address is not None:
         _check_reachable(config.cluster.address, config.timeouts.connect_s)
         with _driver(config.cluster.address, None, config):
-            yield Session(_nodes(config, hosts, config.timeouts.start_s), None, True, network.fabric)
+            yield Session(nodes_of(config, hosts, config.timeouts.start_s), None, True, network.fabric)
         return
     cluster = network.kept
     if cluster is None:
@@ -81,7 +78,7 @@ def session(config: Config, hosts: Sequence[str], network: Network, say: Callabl
         say(f"using the running cluster {cluster.name!r}")
     try:
         with _driver(cluster.gcs, cluster, config):
-            nodes = _nodes(config, hosts, config.timeouts.start_s, cluster)
+            nodes = nodes_of(config, hosts, config.timeouts.start_s, cluster)
             joined = Session(nodes, cluster, network.kept is not None, network.fabric)
             try:
                 yield joined
@@ -118,6 +115,13 @@ def _check_hosts(cluster: local.LocalCluster, hosts: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
+def connected(cluster: local.LocalCluster) -> Iterator[None]:
+    """This process as a driver of a running local cluster, from within its network."""
+    with _driver(cluster.gcs, cluster, None):
+        yield
+
+
+@contextlib.contextmanager
 def _driver(address: str, cluster: local.LocalCluster | None, config: Config | None) -> Iterator[None]:
     options: dict[str, Any] = {}
     if cluster is not None:
@@ -139,20 +143,20 @@ def _driver(address: str, cluster: local.LocalCluster | None, config: Config | N
         ray.shutdown()
 
 
-def _nodes(
+def nodes_of(
     config: Config, hosts: Sequence[str], timeout_s: float, cluster: local.LocalCluster | None = None
 ) -> dict[str, Node]:
     """Wait until every host is a living Ray node."""
     ray_names = {host.name: host.ray_node or host.name for host in config.hosts}
-    addresses = {host.name: host.address for host in config.hosts}
+    addresses: dict[str, str | None] = {host.name: host.address for host in config.hosts}
     if cluster is not None and cluster.testbed:
         # Ray's addresses there are those of the management network, which carries no smashed data.
-        fabric = {host.name: str(host.address) for host in cluster.domain().hosts}
-        addresses = fabric | {name: address for name, address in addresses.items() if address is not None}
+        for place in cluster.domain().hosts:
+            addresses[place.name] = addresses.get(place.name) or str(place.address)
     asked_cpus = {host.name: host.cpus for host in config.hosts}
     deadline = time.monotonic() + timeout_s
     while True:
-        alive = {node["NodeName"]: node for node in _ray_nodes() if node["Alive"]}
+        alive = {node["NodeName"]: node for node in ray_nodes() if node["Alive"]}
         missing = [host for host in hosts if ray_names.get(host, host) not in alive]
         if not missing:
             break
@@ -174,89 +178,7 @@ def _nodes(
     return result
 
 
-def _ray_nodes() -> list[dict[str, Any]]:
+def ray_nodes() -> list[dict[str, Any]]:
+    """The cluster's nodes, as Ray tells of them."""
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return nodes
-
-
-def bring_up(config: Config, network: Network) -> local.LocalCluster:
-    """Start a config's local cluster, wait until all its hosts are there, and leave it running.
-
-    Args:
-        config: the job whose hosts are started.
-        network: where this process stands.
-
-    Raises:
-        ClusterError: it is running already, or did not start; nothing stays then.
-    """
-    if network.kept is not None:
-        names = ", ".join(host.name for host in network.kept.hosts)
-        raise ClusterError(f"the cluster {network.kept.name!r} is up already (hosts {names}); 'msl down' ends it")
-    hosts, _ = lay_out(config)
-    cluster = local.start(config, hosts, network.private, True, network.testbed)
-    try:
-        with _driver(cluster.gcs, cluster, config):
-            _nodes(config, hosts, config.timeouts.start_s, cluster)
-    except BaseException:
-        local.stop(cluster)
-        raise
-    return cluster
-
-
-@dataclass(frozen=True)
-class HostStatus:
-    """A host of a running cluster."""
-
-    name: str
-    state: str
-    address: str
-    cpus: int
-    metrics: str
-    """URL of its Prometheus metrics."""
-    members: tuple[str, ...]
-    """Members of chains that run on it."""
-
-
-@dataclass(frozen=True)
-class ClusterStatus:
-    """A running cluster."""
-
-    cluster: local.LocalCluster
-    hosts: tuple[HostStatus, ...]
-
-
-def look(cluster: local.LocalCluster) -> ClusterStatus:
-    """How a kept cluster is; from within its network."""
-    dead = {host.name for host in cluster.dead_hosts()}
-    nodes: dict[str, Any] = {}
-    members: dict[str, list[str]] = {}
-    if cluster.hosts[0].name not in dead:
-        with _driver(cluster.gcs, cluster, None):
-            nodes = {node["NodeName"]: node for node in _ray_nodes() if node["Alive"]}
-            members = _members()
-    return ClusterStatus(
-        cluster,
-        tuple(
-            HostStatus(
-                host.name,
-                "dead" if host.name in dead or host.name not in nodes else "alive",
-                host.address,
-                host.cpus,
-                f"http://{host.address}:{nodes[host.name]['MetricsExportPort']}" if host.name in nodes else "-",
-                tuple(sorted(members.get(nodes[host.name]["NodeID"], ()))) if host.name in nodes else (),
-            )
-            for host in cluster.hosts
-        ),
-    )
-
-
-def _members() -> dict[str, list[str]]:
-    """Names of the chain members that run on the cluster, by Ray node."""
-    found: dict[str, list[str]] = {}
-    for entry in ray.util.list_named_actors(all_namespaces=True):
-        if entry["name"].startswith(MEMBER_PREFIX):
-            with contextlib.suppress(RayError, ValueError):  # it may end at any moment
-                actor = ray.get_actor(entry["name"], namespace=entry["namespace"])
-                identity: Any = ray.get(actor.identify.remote(), timeout=_ASK_S)
-                found.setdefault(identity.ray_node, []).append(identity.name)
-    return found

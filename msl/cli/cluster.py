@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from msl.cli.console import line, table
+from msl.cli.console import line
 from msl.cli.stop import orderly_stop
 from msl.cli.train import config_options
-from msl.config import ClusterConfig, load_config
+from msl.config import ClusterConfig, Config, load_config
 from msl.errors import ClusterError
 
 
@@ -22,7 +22,8 @@ def _name(config_path: Path | None, overrides: tuple[str, ...]) -> str:
 def up(config_path: Path, overrides: tuple[str, ...]) -> None:
     """Start a config's cluster, and keep it until `msl down`.
 
-    One raylet per host. Runs of `msl train` use it instead of starting their own.
+    One raylet per host. With the fabric sfc (as root) the hosts are network namespaces, joined by planes of SRv6
+    routers; else all are in one private namespace. Runs of `msl train` use it instead of starting their own.
     """
     config = load_config(config_path, overrides)
     if config.cluster.address is not None:
@@ -32,16 +33,20 @@ def up(config_path: Path, overrides: tuple[str, ...]) -> None:
     from msl.actors.network import entered_network
 
     with orderly_stop(line), entered_network(config, line, keep=True) as network:
-        from msl.actors import cluster  # Ray: after the network is entered
+        from msl.actors.kept import bring_up  # Ray: after the network is entered
 
-        started = cluster.bring_up(config, network)
+        started = bring_up(config, network)
     line(f"cluster {started.name!r} is up: {', '.join(f'{h.name} at {h.address}' for h in started.hosts)}")
 
 
 @click.command()
 @config_options(required=False)
 def status(config_path: Path | None, overrides: tuple[str, ...]) -> None:
-    """Show the hosts of the running cluster, and what runs on them."""
+    """Show the hosts of the running cluster, what runs on them, and its SR domain.
+
+    With the fabric sfc: chains with their segment lists, SIDs and their traffic, links with their rates, flows, and
+    the packets that the proxies dropped, with the reasons.
+    """
     name = _name(config_path, overrides)
     from msl.actors import local
     from msl.actors.network import join_network
@@ -52,26 +57,44 @@ def status(config_path: Path | None, overrides: tuple[str, ...]) -> None:
         return
     if kept.hosts[0] not in kept.dead_hosts():
         join_network(kept)
-    from msl.actors import cluster  # Ray: after the network is entered
+    from msl.actors.kept import look  # Ray: after the network is entered
+    from msl.cli.status import show
 
-    found = cluster.look(kept)
-    kind = "in a network namespace of its own" if found.cluster.private else "on this machine's network"
-    rows = [(h.name, h.state, h.address, str(h.cpus), h.metrics, ", ".join(h.members) or "-") for h in found.hosts]
-    table(f"cluster {name!r}, {kind}", ("host", "state", "address", "cpus", "metrics", "members"), rows)
+    show(look(kept))
 
 
 @click.command()
 @config_options(required=False)
 def down(config_path: Path | None, overrides: tuple[str, ...]) -> None:
-    """End the running cluster, and remove what crashed runs left behind."""
-    name = _name(config_path, overrides)
+    """End the running cluster, and remove what crashed runs left behind.
+
+    With a config that names an existing cluster: remove what msl has set up on its hosts. The cluster itself, and
+    whatever else is there, is not touched.
+    """
+    config = load_config(config_path, overrides) if config_path else None
+    if config is not None and config.cluster.address is not None:
+        _clean_hosts(config)
+        return
+    name = config.cluster.name if config is not None else ClusterConfig().name
     from msl.actors import local
 
     for stale in local.stop_stale():
         line(f"removed what the crashed cluster {stale!r} had left behind")
     found = local.find(name)
-    if found is None:
+    if found is None and local.remove_testbed(name):
+        line(f"removed the testbed {name!r}, which had no cluster")
+    elif found is None:
         line(f"no cluster {name!r} is running")
-        return
-    local.stop(found)
-    line(f"cluster {name!r} is down")
+    else:
+        local.stop(found)
+        line(f"cluster {name!r} is down")
+
+
+def _clean_hosts(config: Config) -> None:
+    from msl.actors.network import entered_network
+
+    with orderly_stop(line), entered_network(config, line) as network:
+        from msl.actors.kept import remove_agents  # Ray: after the network is entered
+
+        for host, removed in remove_agents(config, network).items():
+            line(f"host {host}: removed {', '.join(removed) or 'nothing'}")

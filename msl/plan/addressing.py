@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv6Address, IPv6Network
+from itertools import pairwise
 from typing import NewType
 
 from msl.errors import ConfigError
@@ -115,7 +116,7 @@ def alias(service: IPv6Address, index: int) -> IPv6Address:
 def overlap(named: Sequence[tuple[str, IPv6Network]]) -> tuple[str, str] | None:
     """The first two of the named networks that overlap."""
     order = sorted(named, key=lambda entry: (int(entry[1].network_address), -int(entry[1].broadcast_address)))
-    for (first, wide), (second, network) in zip(order, order[1:], strict=False):
+    for (first, wide), (second, network) in pairwise(order):
         if wide.overlaps(network):
             return first, second
     return None

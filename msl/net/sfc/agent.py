@@ -7,6 +7,7 @@ it and goes on; `undo` removes it whoever made it.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import socket
 from collections.abc import Callable
@@ -231,7 +232,7 @@ class HostAgent:
         """Write what does not depend on chains."""
         block = self.domain.block
         settings = layout.Settings(_high(block.network_address), _high(block.netmask), _high(self.host.locator[0]))
-        self.proxy.table("settings").put(layout.ctypes.c_uint32(0), settings)
+        self.proxy.table("settings").put(ctypes.c_uint32(0), settings)
         decap = layout.Address.of(self.host.decap)
         if self.proxy.table("sids").get(decap) is None:
             entry = layout.SidEntry(kind=layout.Kind.HEAD, index=self._free_index())
@@ -277,7 +278,7 @@ class HostAgent:
         taken |= {value.index for _, value in self.proxy.table("services").items()}
         index = next(number for number in range(len(taken) + 1) if number not in taken)
         traffic = self.proxy.table("traffic")
-        traffic.put(layout.ctypes.c_uint32(index), traffic.zero())
+        traffic.put(ctypes.c_uint32(index), traffic.zero())
         return index
 
     def _set_path(self, netlink: IPRoute, service: IPv6Address, segments: SegmentList, generation: int) -> None:
@@ -301,7 +302,7 @@ class HostAgent:
                 netlink.addr("del", index=device, address=str(chain.service), prefixlen=128)
         for name in ("flows", "embryos"):
             table = self.proxy.table(name)
-            for key in table.keys():
+            for key in table:
                 if key.service.ip in local:
                     table.remove(key)
         self.chains.pop(chain.number, None)
@@ -329,7 +330,7 @@ def _restore(alias: str) -> list[tuple[str, str]]:
     before = dict(entry.split("=", 1) for entry in alias.removeprefix("msl ").split(";"))
     setters: dict[str, Callable[[str], None]] = {_TUNNEL_SOURCE: lambda v: set_tunnel_source(IPv6Address(v))}
     for name, value in before.items():
-        setters.get(name, lambda v, name=name: sysctl.write(name, v))(value)  # type: ignore[misc]
+        setters.get(name, lambda v, name=name: sysctl.write(name, v))(value)
     return list(before.items())
 
 

@@ -104,5 +104,5 @@ def _transparent_socket(transparent: bool) -> socket.socket:
             sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)
     except PermissionError as error:
         sock.close()
-        raise NetworkError("an NSF needs the capability CAP_NET_ADMIN or CAP_NET_RAW for transparent sockets") from error
+        raise NetworkError("transparent sockets need the capability CAP_NET_ADMIN or CAP_NET_RAW") from error
     return sock

@@ -75,9 +75,7 @@ class Map(Generic[K, V]):
 
     def put(self, key: K, value: V, flags: int = ANY) -> bool:
         """Set the value of a key; False if `flags` forbid it."""
-        result = _call(
-            "bpf_map_update_elem", self.fd, ctypes.byref(key), ctypes.byref(value), ctypes.c_uint64(flags)
-        )
+        result = _call("bpf_map_update_elem", self.fd, ctypes.byref(key), ctypes.byref(value), ctypes.c_uint64(flags))
         if result in (-errno.EEXIST, -errno.ENOENT) and flags:
             return False
         _checked("cannot write a BPF map", result)
@@ -104,6 +102,9 @@ class Map(Generic[K, V]):
             previous = following
         return found
 
+    def __iter__(self) -> Iterator[K]:
+        return iter(self.keys())
+
     def items(self) -> Iterator[tuple[K, V]]:
         """All keys with their values."""
         for key in self.keys():
@@ -123,7 +124,9 @@ class Map(Generic[K, V]):
 def per_cpu(value: type[V]) -> type[Any]:
     """Type of the values of all CPUs, as a lookup in a per-CPU map returns them."""
     assert ctypes.sizeof(value) % 8 == 0  # the kernel rounds up to that
-    return value * possible_cpus()
+    element: Any = value
+    array: type[Any] = element * possible_cpus()
+    return array
 
 
 class _ProgramDescription(ctypes.Structure):

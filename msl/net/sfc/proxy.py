@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import logging
 import sys
@@ -26,14 +27,14 @@ _OWNER = "msl-"
 """How the names of our filters begin; behind it stand the program's name, the source's digest, and the program's
 number, by which another process finds program and maps."""
 _TABLES: Mapping[str, tuple[type[Any], type[Any]]] = {
-    "settings": (layout.ctypes.c_uint32, layout.Settings),
+    "settings": (ctypes.c_uint32, layout.Settings),
     "sids": (layout.Address, layout.SidEntry),
     "services": (layout.Address, layout.ServiceEntry),
     "flows": (layout.FlowKey, layout.FlowEntry),
     "embryos": (layout.FlowKey, layout.FlowEntry),
-    "paths": (layout.ctypes.c_uint64, layout.PathEntry),
-    "drops": (layout.ctypes.c_uint32, per_cpu(layout.ctypes.c_uint64)),
-    "traffic": (layout.ctypes.c_uint32, per_cpu(layout.Traffic)),
+    "paths": (ctypes.c_uint64, layout.PathEntry),
+    "drops": (ctypes.c_uint32, per_cpu(ctypes.c_uint64)),
+    "traffic": (ctypes.c_uint32, per_cpu(layout.Traffic)),
 }
 
 
@@ -149,14 +150,14 @@ class Proxy:
         """Packets dropped so far, by reason."""
         counts = {}
         for number, reason in enumerate(layout.REASONS):
-            values = self._tables["drops"].get(layout.ctypes.c_uint32(number))
+            values = self._tables["drops"].get(ctypes.c_uint32(number))
             counts[reason] = sum(values) if values is not None else 0
         return counts
 
     def traffic(self, index: int) -> layout.Traffic:
         """What went through a SID so far."""
         total = layout.Traffic()
-        for values in self._tables["traffic"].get(layout.ctypes.c_uint32(index)) or ():
+        for values in self._tables["traffic"].get(ctypes.c_uint32(index)) or ():
             for way in layout.Way:
                 total.packets[way] += values.packets[way]
                 total.bytes[way] += values.bytes[way]
@@ -175,7 +176,7 @@ def check_sizes(maps: Mapping[str, int]) -> None:
     """
     for name, (key, value) in _TABLES.items():
         element = value._type_ if name in ("drops", "traffic") else value
-        wanted = layout.ctypes.sizeof(key), layout.ctypes.sizeof(element)
+        wanted = ctypes.sizeof(key), ctypes.sizeof(element)
         if sizes_of(maps[name]) != wanted:
             raise NetworkError(f"map {name}: the C files have sizes {sizes_of(maps[name])}, msl.net {wanted}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -149,7 +150,7 @@ def _sids(agent: HostAgent) -> list[SidReport]:
 
 
 def _flow(agent: HostAgent, key: layout.FlowKey, flow: layout.FlowEntry) -> FlowReport:
-    path = agent.proxy.table("paths").get(layout.ctypes.c_uint64(flow.path))
+    path = agent.proxy.table("paths").get(ctypes.c_uint64(flow.path))
     client_port, service_port = key.ports
     return FlowReport(
         client=_endpoint(str(key.client), client_port),

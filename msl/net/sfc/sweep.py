@@ -6,6 +6,7 @@ host any more. A deleted flow that was alive after all is learnt again from its 
 
 from __future__ import annotations
 
+import ctypes
 import socket
 import time
 from dataclasses import dataclass, field
@@ -64,9 +65,9 @@ class Sweeper:
     def _forget_paths(self, used: set[int]) -> None:
         """Delete paths that no flow has had twice in a row: a flow may be about to take one up."""
         paths = self.proxy.table("paths")
-        unused = {key.value for key in paths.keys()} - used
+        unused = {key.value for key in paths} - used
         for number in unused & self._unused:
-            paths.remove(layout.ctypes.c_uint64(number))
+            paths.remove(ctypes.c_uint64(number))
         self._unused = unused - self._unused
 
 

@@ -39,4 +39,6 @@ def _ask(command: int, attributes: list[tuple[str, str]]) -> tuple[_Seg6Message,
             sock.bind(_FAMILY, _Seg6Message)
             return tuple(sock.nlm_request(message, msg_type=sock.prid, msg_flags=flags))
     except NetlinkError as error:
-        raise NetworkError(f"the kernel's SRv6 (CONFIG_IPV6_SEG6_LWTUNNEL) does not answer: {error.args[-1]}") from error
+        raise NetworkError(
+            f"the kernel's SRv6 (CONFIG_IPV6_SEG6_LWTUNNEL) does not answer: {error.args[-1]}"
+        ) from error
