@@ -17,7 +17,7 @@ BPF_TABLE("percpu_array", __u32, struct traffic, traffic, MAX_SIDS);
 BPF_TABLE("percpu_array", __u32, struct arrival, arrivals, 1);
 struct draft {
     struct path path;
-    __u32 matched, here;
+    __u32 matched, passed, here;
 };
 BPF_TABLE("percpu_array", __u32, struct draft, drafts, 1);
 

@@ -66,6 +66,8 @@ struct settings {
     __u64 block;      /* first 64 bits of the domain's prefix ... */
     __u64 block_mask; /* ... and which of them count */
     __u64 locator;    /* first 64 bits of the host's locator */
+    __u32 is_virtual; /* whether a fabric interface is a veth, whose packets come straight from another TCP */
+    __u32 unused;
 };
 
 /* sids[address]: what a SID of this host stands for. */

@@ -28,6 +28,7 @@ struct inner {
     struct ip6 ip;
     __be16 source_port, destination_port;
     __u8 tcp_flags;
+    __u8 tcp_len; /* of the TCP header, in bytes */
     __u8 icmp_error;
     union address about_source, about_destination; /* of the packet that an ICMPv6 error is about */
 };
@@ -91,6 +92,7 @@ static __always_inline int read_inner(struct __sk_buff *skb, __u32 at, struct in
         inner->source_port = tcp.source_port;
         inner->destination_port = tcp.destination_port;
         inner->tcp_flags = tcp.flags;
+        inner->tcp_len = tcp.offset >> 4 << 2;
         return 0;
     }
     if (inner->ip.next_header != NEXT_ICMPV6) {

@@ -34,27 +34,32 @@ static __always_inline bool same_arrival(const struct arrival *a, const struct a
     return !difference;
 }
 
-/* Whether a segment list passes the stops of the SID's chain, all of them and in their order, and this one now. Between
- * them it may have waypoints. A packet that went astray cannot teach a wrong path. */
+/* Whether a segment list passes the stops of the SID's chain, each of them once and in their order, and this one now.
+ * Between them it may have waypoints. A packet that went astray cannot teach a wrong path. */
 static __always_inline bool passes_the_chain(const struct arrival *arrival, const struct sid *sid, struct draft *draft)
 {
     __u32 last = arrival->srh.last_entry, left = arrival->srh.segments_left;
 
     /* Kept in memory, where the verifier does not follow their values: it would follow every one of 2^16 ways. */
     draft->matched = 0;
+    draft->passed = 0;
     draft->here = ~0;
     EACH(i, MAX_SEGMENTS) { /* in travel order: from the last entry down */
         __u32 entry = (last - i) & (MAX_SEGMENTS - 1), matched = draft->matched;
 
         if (i > last)
             break;
+        EACH(stop, MAX_SEGMENTS) {
+            if (stop < sid->num_stops && same(&arrival->segments[entry], &sid->stops[stop]))
+                draft->passed += 1;
+        }
         if (same(&arrival->segments[entry], &sid->stops[matched & (MAX_SEGMENTS - 1)])) {
             if (entry == left)
                 draft->here = matched;
             draft->matched = matched + 1;
         }
     }
-    return draft->here == sid->position && draft->matched == sid->num_stops;
+    return draft->here == sid->position && draft->matched == sid->num_stops && draft->passed == sid->num_stops;
 }
 
 static __always_inline void fill_outer(struct outer *outer, const union address *source, const union address *next,

@@ -37,6 +37,22 @@ static __always_inline int deliver_to_listener(struct __sk_buff *skb, const stru
     return failed ? drop(REASON_NO_LISTENER) : TC_ACT_OK;
 }
 
+/* Keep TCP from coalescing a packet with others, by pulling a byte of its payload into its linear part.
+ *
+ * A packet that comes over a veth is still the sender's own buffer. When headers were put before it and it had too
+ * little headroom, the kernel gave it a larger head without adding that to its truesize, as it belonged to a socket
+ * (pskb_expand_head). Coalescing subtracts the head's real size: the sum's truesize gets smaller than its length, and
+ * the receiver's scaling_ratio, 256 times length over truesize in 8 bits, runs over to 0. From then on it advertises
+ * a window of 0, for ever. */
+static __always_inline void prevent_coalescing(struct __sk_buff *skb, const struct inner *inner)
+{
+    __u32 zero = 0, headers = ETH_LEN + sizeof(struct ip6) + inner->tcp_len;
+    struct settings *own = settings.lookup(&zero);
+
+    if (own && own->is_virtual && !inner->icmp_error && skb->len > headers)
+        bpf_skb_pull_data(skb, headers + 1);
+}
+
 /* Take the outer headers off, and show the service address as this host's sockets see it. Returns 0 if done. */
 static __always_inline long decapsulate(struct __sk_buff *skb, __u32 outer_len, const struct inner *inner, bool forward,
                                         const struct sid *sid)
@@ -45,6 +61,7 @@ static __always_inline long decapsulate(struct __sk_buff *skb, __u32 outer_len, 
     if (bpf_skb_adjust_room(skb, -(__s32)outer_len, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
         return -1;
     exchange_service(skb, ETH_LEN, inner, forward, &sid->service, &sid->local);
+    prevent_coalescing(skb, inner);
     return 0;
 }
 
@@ -75,20 +92,20 @@ static __always_inline int forward_in(struct __sk_buff *skb, const struct sid *s
     skb->mark = is_nsf ? DELIVER_MARK : 0;
     if (inner->icmp_error)
         return TC_ACT_OK;
-    if (opens)
-        return is_nsf ? deliver_to_listener(skb, &key, &at) : TC_ACT_OK;
     /* The kernel finds an established socket by itself, and faster than after bpf_sk_assign: early demultiplexing also
      * brings the route. */
-    if (flows.lookup(&key))
+    if (!opens && flows.lookup(&key))
         return TC_ACT_OK;
     sk = established(skb, &key);
     if (sk) {
-        if (is_whole(sk))
+        /* A SYN is for the kernel, too, if there is a socket: a listener would say nothing to one that comes again, or
+         * that uses the ports of a connection of which only this end is left. */
+        if (!opens && is_whole(sk))
             promote(&key, flow);
         bpf_sk_release(sk);
         return TC_ACT_OK;
     }
-    /* The end of a handshake by SYN cookie: the listener knows. */
+    /* A new connection, or the end of a handshake by SYN cookie: the listener knows. */
     return is_nsf ? deliver_to_listener(skb, &key, &at) : TC_ACT_OK;
 }
 
@@ -126,6 +143,7 @@ static __always_inline int head_in(struct __sk_buff *skb, const struct sid *sid,
     }
     if (bpf_skb_adjust_room(skb, -(__s32)outer_len, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
         return drop(REASON_HEADROOM);
+    prevent_coalescing(skb, inner);
     return TC_ACT_OK;
 }
 

@@ -88,7 +88,7 @@ class HostAgent:
                 self._proxy = found or Proxy.load()
                 device = self._make_device(netlink)
                 self._set_kernel(netlink, device)
-                self._settle()
+                self._settle(netlink)
                 for place in self._places(netlink):
                     self._proxy.attach(netlink, place)
             except BaseException:
@@ -228,10 +228,15 @@ class HostAgent:
         before = {name: sysctl.read(name) for name in sysctl.WANTED} | {_TUNNEL_SOURCE: str(get_tunnel_source())}
         netlink.link("set", index=device, ifalias="msl " + ";".join(f"{k}={v}" for k, v in before.items()))
 
-    def _settle(self) -> None:
+    def _settle(self, netlink: IPRoute) -> None:
         """Write what does not depend on chains."""
         block = self.domain.block
-        settings = layout.Settings(_high(block.network_address), _high(block.netmask), _high(self.host.locator[0]))
+        settings = layout.Settings(
+            block=_high(block.network_address),
+            block_mask=_high(block.netmask),
+            locator=_high(self.host.locator[0]),
+            is_virtual=any(_is_veth(netlink, name) for name in self.interfaces),
+        )
         self.proxy.table("settings").put(ctypes.c_uint32(0), settings)
         decap = layout.Address.of(self.host.decap)
         if self.proxy.table("sids").get(decap) is None:
@@ -332,6 +337,11 @@ def _restore(alias: str) -> list[tuple[str, str]]:
     for name, value in before.items():
         setters.get(name, lambda v, name=name: sysctl.write(name, v))(value)
     return list(before.items())
+
+
+def _is_veth(netlink: IPRoute, name: str) -> bool:
+    about = netlink.link("get", index=interface_index(netlink, name))[0].get_attr("IFLA_LINKINFO")
+    return about is not None and about.get_attr("IFLA_INFO_KIND") == "veth"
 
 
 def _high(address: IPv6Address) -> int:

@@ -78,7 +78,13 @@ class Address(ctypes.Structure):
 class Settings(ctypes.Structure):
     """`struct settings`."""
 
-    _fields_ = (("block", ctypes.c_uint64), ("block_mask", ctypes.c_uint64), ("locator", ctypes.c_uint64))
+    _fields_ = (
+        ("block", ctypes.c_uint64),
+        ("block_mask", ctypes.c_uint64),
+        ("locator", ctypes.c_uint64),
+        ("is_virtual", ctypes.c_uint32),
+        ("unused", ctypes.c_uint32),
+    )
 
 
 class SidEntry(ctypes.Structure):

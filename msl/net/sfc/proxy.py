@@ -94,7 +94,7 @@ class Proxy:
         folder = folder or source_folder()
         module = compiler.compile_source(folder / "proxy.c", {})
         programs = {name: compiler.load_program(module, name) for name in ("ingress", "egress", "edge")}
-        maps = {name: module[name].map_fd for name in _TABLES}
+        maps = {name: module[name.encode()].map_fd for name in _TABLES}
         proxy = cls(programs, maps, digest(folder))
         proxy._module = module  # its descriptors are closed with it
         return proxy
