@@ -31,7 +31,10 @@ static __always_inline struct flow *find_flow(const struct flow_key *key)
 {
     struct flow *flow = flows.lookup((struct flow_key *)key);
 
-    return flow ? flow : embryos.lookup((struct flow_key *)key);
+    if (!flow)
+        flow = embryos.lookup((struct flow_key *)key);
+    /* Again: another CPU may have promoted it between the two. */
+    return flow ? flow : flows.lookup((struct flow_key *)key);
 }
 
 static __always_inline void note_end(struct flow *flow, const struct inner *inner, enum way way)

@@ -264,6 +264,11 @@ static __always_inline int encapsulate(struct __sk_buff *skb, const struct outer
         return drop(REASON_TOO_BIG);
     if (found != BPF_FIB_LKUP_RET_SUCCESS && found != BPF_FIB_LKUP_RET_NO_NEIGH)
         return drop(REASON_NO_ROUTE);
+    /* While the next hop's link-layer address is unknown, the packet waits in the neighbour's queue, and what leaves
+     * the queue is addressed by the packet's own route: that of its inner packet, unless the kernel looks the route up
+     * itself. */
+    if (found == BPF_FIB_LKUP_RET_NO_NEIGH)
+        return redirect_neigh(route.ifindex, 0, 0, 0);
     next.nh_family = 10;
     __builtin_memcpy(next.ipv6_nh, route.ipv6_dst, 16);
     return redirect_neigh(route.ifindex, &next, sizeof(next), 0);

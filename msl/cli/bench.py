@@ -28,6 +28,7 @@ def bench() -> None:
     \b
       msl bench link
       msl bench train --config configs/resnet.yaml
+      msl bench fabric --config configs/resnet.yaml
 
     Close what else uses the machine, and ask for more rounds where the spread is wide.
     """
@@ -96,6 +97,49 @@ def train(config_path: Path, overrides: tuple[str, ...], steps: int, rounds: int
     from msl.bench import train as bench_train
 
     _run("train", out, lambda folder: bench_train.run(config, folder, rounds, steps, _command(), line))
+
+
+@bench.command()
+@config_options(required=False)
+@bench_options(rounds=10)
+@click.option(
+    "--sizes",
+    default="64B,1KiB,16KiB,64KiB,256KiB,1MiB,8MiB",
+    show_default=True,
+    help="Sizes of the round trips' messages, in B, KiB or MiB.",
+)
+@click.option(
+    "--steps", type=click.IntRange(min=1), default=4, show_default=True, help="Optimizer steps of a side in a round."
+)
+@click.option("--only", default="rtt,bulk,step,iperf", show_default=True, help="The parts to measure.")
+def fabric(
+    config_path: Path | None,
+    overrides: tuple[str, ...],
+    sizes: str,
+    steps: int,
+    only: str,
+    rounds: int,
+    out: Path | None,
+) -> None:
+    """What the fabric sfc costs, against plain TCP over the same links.
+
+    Builds a testbed for the hosts of the config (configs/resnet.yaml by default) and measures both fabrics on it
+    with the very same members: round trips through the chain's NSFs (rtt), throughput, packets and CPU time per
+    byte (bulk), training steps (step), and iperf3 without NSFs as the ceiling (iperf). Links have no rate limit
+    unless --set testbed.rate_mbit=N gives them one. Needs root.
+
+    summary.json has rtt64_sfc_over_direct, bulk_sfc_over_direct, step_sfc_over_direct and so on. The losses over
+    both fabrics are equal to the last bit, or the benchmark fails.
+    """
+    from msl.bench.size import parse_sizes
+
+    config = load_config(config_path or Path("configs/resnet.yaml"), ("testbed.rate_mbit=null", *overrides))
+    from msl.bench.fabric.benchmark import Wanted, parse_parts
+    from msl.bench.fabric.benchmark import run as run_fabric
+    from msl.bench.fabric.order import SMALLEST
+
+    wanted = Wanted(parse_parts(only), tuple(parse_sizes(sizes, SMALLEST)), rounds, steps)
+    _run("fabric", out, lambda folder: run_fabric(config, wanted, folder, _command(), line))
 
 
 def _run(name: str, out: Path | None, measure: Callable[[Path], object]) -> None:

@@ -12,6 +12,7 @@ import msl
 from msl.cli.bench import bench
 from msl.cli.cluster import down, status, up
 from msl.cli.console import error_line
+from msl.cli.doctor import doctor
 from msl.cli.stop import StopRequestedError
 from msl.cli.train import plan, tensorboard, train
 from msl.errors import MslError
@@ -52,5 +53,5 @@ def main(verbose: bool) -> None:
     )
 
 
-for command in (train, plan, up, status, down, tensorboard, bench):
+for command in (train, plan, up, status, down, tensorboard, bench, doctor):
     main.add_command(command)

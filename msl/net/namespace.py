@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import threading
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from pyroute2 import IPRoute
 from msl.errors import ClusterError
 
 _CLONE_NEWUSER = 0x10000000
+_CAP_NET_ADMIN, _CAP_SYS_ADMIN = 12, 21
 _CLONE_NEWNET = 0x40000000
 
 
@@ -31,7 +33,7 @@ def isolate() -> str | None:
     _require_one_thread()
     uid, gid = os.getuid(), os.getgid()
     libc = ctypes.CDLL(None, use_errno=True)
-    rooted = os.geteuid() == 0
+    rooted = _may_manage_networks()
     if libc.unshare(_CLONE_NEWNET if rooted else _CLONE_NEWNET | _CLONE_NEWUSER):
         need = "the capability CAP_SYS_ADMIN" if rooted else "unprivileged user namespaces"
         return f"{os.strerror(ctypes.get_errno())} ({need} would be needed)"
@@ -84,6 +86,13 @@ def enter(path: Path) -> None:
             raise ClusterError(f"cannot enter the network {path.name}: {os.strerror(ctypes.get_errno())}")
     finally:
         os.close(descriptor)
+
+
+def _may_manage_networks() -> bool:
+    """Whether this process may set up a network namespace as it is; root in a container may not."""
+    status = Path("/proc/self/status").read_text()
+    effective = int(re.findall(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)[0], 16)
+    return all(effective >> bit & 1 for bit in (_CAP_NET_ADMIN, _CAP_SYS_ADMIN))
 
 
 def _require_one_thread() -> None:

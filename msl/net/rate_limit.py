@@ -52,6 +52,9 @@ def limit_rate(netlink: Any, interface: int, rate_mbit: int) -> None:
 
 
 class _TbfMessage(tcmsg):  # type: ignore[misc]  # pyroute2 has no types
+    # pyroute2 looks a class's attributes up once, and a class that inherits would take over what tcmsg has found.
+    _nlmsg_base__compiled_nla = False
+
     class options(nla):  # type: ignore[misc]  # noqa: N801  # the name by which pyroute2 finds it
         nla_map = (
             ("TCA_TBF_UNSPEC", "none"),

@@ -98,7 +98,7 @@ def unproven(
             failed |= unsent
             if not left:
                 break
-        failed |= dict.fromkeys(left, "its proxy does not see it")
+        failed |= dict.fromkeys(left, "its proxy does not see what is sent")
     return failed
 
 

@@ -29,6 +29,7 @@ JOB: dict[str, Any] = {
         "factory": "msl.data.synthetic:random_images",
         "args": {"num_train": 44, "num_test": 12, "shape": [1, 32, 32], "num_classes": 4},
     },
+    "fabric": "direct",
     "split": {"cut": ["layer2", "layer4"]},
     "train": {"epochs": 2, "batch_size": 8, "micro_batch": 4},
     "timeouts": {"silence_s": 8, "stop_s": 5},
@@ -139,12 +140,22 @@ def abandoned_folders() -> set[Path]:
     return folders
 
 
+def namespaces(name: str) -> list[str]:
+    """Network namespaces of the testbeds whose name begins so."""
+    return sorted(path.name for path in Path("/run/netns").glob(f"msl-{name}*"))
+
+
 @contextlib.contextmanager
-def nothing_left() -> Iterator[None]:
-    """Fails if processes or folders of clusters are there afterwards that were not before."""
+def nothing_left(testbed: str = "e2e-none") -> Iterator[None]:
+    """Fails if processes, folders or namespaces of clusters are there afterwards that were not before.
+
+    Args:
+        testbed: how the names of the testbeds begin that the body makes.
+    """
     before = {process.pid for process in marked()}
     folders = abandoned_folders()
     yield
+    assert namespaces(testbed) == []
     deadline = time.monotonic() + 3.0
     while (left := marked(before)) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -139,7 +139,17 @@ def test_sizes_are_read_and_shown() -> None:
     assert name(4 * 2**20) == "4mib"
 
 
-@pytest.mark.parametrize("text", ["", "4", "4MB", "4MiB,", "0KiB", f"{LARGEST // 2**20 + 1}MiB", "-1MiB"])
+def test_small_sizes_are_bytes() -> None:
+    assert parse_sizes("1KiB,64B", smallest=64) == [64, 1024]
+    assert [show(64), show(1500)] == ["64 B", "1500 B"]
+    assert [name(64), name(2048)] == ["64", "2kib"]
+    with pytest.raises(ConfigError, match="sizes from 64B to 256MiB are possible"):
+        parse_sizes("32B", smallest=64)
+    with pytest.raises(ConfigError, match="70B is no multiple of 4 bytes"):
+        parse_sizes("70B", smallest=64)
+
+
+@pytest.mark.parametrize("text", ["", "4", "4MB", "4MiB,", "0KiB", "64B", f"{LARGEST // 2**20 + 1}MiB", "-1MiB"])
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--sizes"):
         parse_sizes(text)

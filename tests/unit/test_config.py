@@ -64,7 +64,7 @@ def test_only_model_and_data_have_no_default(load: Any) -> None:
     assert config.train.micro_batch <= config.train.batch_size
     assert (config.hosts, config.chain.nsfs, config.split.cut, config.train.schedule) == ((), None, None, None)
     assert config.chain.stage_at_source
-    assert config.fabric == "direct"
+    assert config.fabric == "auto"
 
 
 def test_a_host_may_be_written_as_its_bare_name(load: Any) -> None:
@@ -104,7 +104,10 @@ def test_an_exponent_without_a_point_is_a_number(load: Any) -> None:
         ("split: {cut: layer2}", "split.cut: 'layer2': must be a list, e.g. [a, b]"),
         ("split: {cut: [layer2, 3]}", "split.cut[1]: 3: must be text"),
         ("hosts: {a: 1}", "hosts: a mapping: must be a list, e.g. [a, b]"),
-        ("hosts: [a, 3]", "hosts[1]: 3: must be a mapping with name, cpus, ray_node, address"),
+        (
+            "hosts: [a, 3]",
+            "hosts[1]: 3: must be a mapping with name, cpus, ray_node, address, interfaces, locator, mtu",
+        ),
         ("train: {optimizer: adam}", "train.optimizer: 'adam': must be a mapping with factory, args"),
         ("checkpoint: [1]", "checkpoint: a list: must be a mapping with every, keep"),
         ("cluster: {runtime_env: 3}", "cluster.runtime_env: 3: must be a mapping, e.g. {name: value}"),

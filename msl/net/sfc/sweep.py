@@ -11,10 +11,12 @@ import socket
 import time
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address
+from typing import Any
 
 from pyroute2 import DiagSocket
 
 from msl.net.sfc import layout
+from msl.net.sfc.maps import Map
 from msl.net.sfc.proxy import Proxy
 
 _ENDED_S = 2.0
@@ -57,7 +59,7 @@ class Sweeper:
                     sockets = connected_sockets()
                 if _ends(key) in sockets or _mirrored(key) in sockets:
                     used.add(flow.path)
-                elif table.remove(key):
+                elif _is_idle_still(table, key, flow) and table.remove(key):
                     gone += 1
         self._forget_paths(used)
         return gone
@@ -69,6 +71,12 @@ class Sweeper:
         for number in unused & self._unused:
             paths.remove(ctypes.c_uint64(number))
         self._unused = unused - self._unused
+
+
+def _is_idle_still(table: Map[Any, Any], key: layout.FlowKey, flow: layout.FlowEntry) -> bool:
+    # Asking for the sockets took a while, and a client may have used its port again.
+    present = table.get(key)
+    return present is not None and present.last_seen == flow.last_seen
 
 
 def _has_ended(flow: layout.FlowEntry) -> bool:
