@@ -78,6 +78,31 @@ def rounds(path: Path, samples: Sequence[Sample], sides: Sequence[str], axes: tu
     _save(figure, path)
 
 
+def bars(path: Path, groups: Mapping[str, Mapping[str, Sequence[float]]], axes: tuple[str, str]) -> None:
+    """Groups of bars as high as the median, with whiskers from p10 to p90.
+
+    Args:
+        path: the PNG file.
+        groups: label of each group to the values of each side; the same sides in all groups.
+        axes: what the x and the y axis show.
+    """
+    figure, plot = _figure(3.8, axes)
+    sides = list(next(iter(groups.values())))
+    width = 0.8 / len(sides)
+    for index, side in enumerate(sides):
+        spreads = [spread(group[side]) for group in groups.values()]
+        x = [place + (index - (len(sides) - 1) / 2) * width for place in range(len(groups))]
+        heights = [found.median for found in spreads]
+        whiskers = [[s.median - s.p10 for s in spreads], [s.p90 - s.median for s in spreads]]
+        plot.bar(x, heights, width * 0.92, yerr=whiskers, capsize=3, ecolor="0.3", label=side)
+    plot.set_xticks(range(len(groups)), list(groups), fontsize=8)
+    plot.grid(visible=False, axis="x")
+    plot.set_axisbelow(True)
+    plot.margins(y=0.15)  # room for the legend
+    plot.legend(fontsize=8)
+    _save(figure, path)
+
+
 def _figure(height_in: float, axes: tuple[str, str]) -> tuple[Any, Any]:
     from matplotlib.figure import Figure  # not pyplot: it would look for a display
 

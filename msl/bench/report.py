@@ -105,14 +105,6 @@ def markdown(report: Report) -> str:
     """The results as a page: what was measured, two tables, the machine."""
     rounds = len({sample.round for sample in report.samples})
     last = list(report.cases)[-1]
-    by_case = [
-        (shown, *(_cell(spread(values(report.samples, case, side))) for side in report.sides))
-        for case, shown in report.cases.items()
-    ]
-    by_ratio = [
-        (shown, *(_cell(spread(ratios(report.samples, case, ratio))) for ratio in report.ratios))
-        for case, shown in report.cases.items()
-    ]
     return "\n".join(
         [
             f"# {report.title}",
@@ -125,22 +117,40 @@ def markdown(report: Report) -> str:
             "",
             f"## `{report.quantity}`: median (p10 to p90) of {rounds} rounds",
             "",
-            *_table(("", *report.sides), by_case),
+            *value_table(report),
             "",
             "## Ratios",
             "",
             "Median (p10 to p90) of one ratio per round. The sides take turns within a round, in an order that is"
             f" reversed from round to round. In summary.json they have names like `{report.ratios[0].key(last)}`.",
             "",
-            *_table(("", *map(str, report.ratios)), by_ratio),
+            *ratio_table(report),
             "",
             *(f"{finding}\n" for finding in report.findings),
             "## Machine",
             "",
-            *_table(("", ""), list(report.machine.items())),
+            *table(("", ""), list(report.machine.items())),
             "",
         ]
     )
+
+
+def value_table(report: Report) -> list[str]:
+    """Median and spread of each side, a row for each case."""
+    rows = [
+        (shown, *(_cell(spread(values(report.samples, case, side))) for side in report.sides))
+        for case, shown in report.cases.items()
+    ]
+    return table(("", *report.sides), rows)
+
+
+def ratio_table(report: Report) -> list[str]:
+    """Median and spread of each ratio, a row for each case."""
+    rows = [
+        (shown, *(_cell(spread(ratios(report.samples, case, ratio))) for ratio in report.ratios))
+        for case, shown in report.cases.items()
+    ]
+    return table(("", *map(str, report.ratios)), rows)
 
 
 def _write_csv(path: Path, report: Report) -> None:
@@ -152,7 +162,8 @@ def _write_csv(path: Path, report: Report) -> None:
             rows.writerow([one.round, one.place, one.case, one.side, one.value, *(one.detail[key] for key in detail)])
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table."""
     return [
         f"| {' | '.join(columns)} |",
         f"|{'---|' * len(columns)}",

@@ -61,8 +61,8 @@ def run(
     with contextlib.ExitStack() as stack:
         network = stack.enter_context(entered_network(config, say))
         job = prepare(config)
-        _check_steps(job, steps)
-        config = _long_enough(job, rounds, steps)
+        check_steps(job, steps)
+        config = long_enough(job, rounds, steps)
         turns = _Turns(config, steps)
         cluster = stack.enter_context(session(config, job.hosts, network, say))
         started = stack.enter_context(actors())
@@ -111,7 +111,8 @@ class _Turns:
         return f"a step takes {', '.join(shown)}"
 
 
-def _check_steps(job: Job, steps: int) -> None:
+def check_steps(job: Job, steps: int) -> None:
+    """Refuse more steps than an epoch has."""
     available = _steps_per_epoch(job)
     if steps > available:
         raise ConfigError(
@@ -123,7 +124,7 @@ def _steps_per_epoch(job: Job) -> int:
     return steps_per_epoch(size(job.data.train), job.config.train.batch_size)
 
 
-def _long_enough(job: Job, rounds: int, steps: int) -> Config:
+def long_enough(job: Job, rounds: int, steps: int) -> Config:
     """The configuration with so many epochs that a learning-rate schedule over them does not run out."""
     config = job.config
     epochs = max(config.train.epochs, -(-(rounds + 1) * steps // _steps_per_epoch(job)))

@@ -89,6 +89,8 @@ class HostAgent:
                 device = self._make_device(netlink)
                 self._set_kernel(netlink, device)
                 self._settle(netlink)
+                if found is None:
+                    self._proxy.inherit(netlink, places)
                 for place in self._places(netlink):
                     self._proxy.attach(netlink, place)
             except BaseException:

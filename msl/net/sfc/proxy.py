@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import logging
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ _TABLES: Mapping[str, tuple[type[Any], type[Any]]] = {
     "drops": (ctypes.c_uint32, per_cpu(ctypes.c_uint64)),
     "traffic": (ctypes.c_uint32, per_cpu(layout.Traffic)),
 }
+
+_INHERITED = ("paths", "sids", "services", "flows", "embryos")
 
 
 def source_folder() -> Path:
@@ -118,6 +121,23 @@ class Proxy:
         if not set(_TABLES) <= set(maps):
             return None
         return cls(programs, maps, version)
+
+    def inherit(self, netlink: IPRoute, attachments: Sequence[Attachment]) -> None:
+        """Take chains, flows and paths over from a proxy of another version that is attached.
+
+        What the two versions declare differently is left out; flows are then learnt again from their packets.
+        """
+        programs = [found for place in attachments if (found := _attached(netlink, place)) is not None]
+        for number in {int(name.rpartition("-")[2]) for name in programs}:
+            program = program_by_id(number)
+            before = maps_of(program)
+            for name in _INHERITED:
+                key, value = _TABLES[name]
+                if name in before and sizes_of(before[name]) == sizes_of(self._tables[name].fd):
+                    for entry in Map(before[name], key, value).items():
+                        self._tables[name].put(*entry)
+            for fd in (program, *before.values()):
+                os.close(fd)
 
     def attach(self, netlink: IPRoute, place: Attachment) -> None:
         """Attach a program; one of an earlier version is replaced without a gap.
