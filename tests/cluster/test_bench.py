@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,60 @@ def test_more_steps_than_an_epoch_has_are_refused(tmp_path: Path) -> None:
     run = msl("bench", "train", "--config", write_config(tmp_path), "--steps", "7", "--out", tmp_path / "out")
     assert run.code == 2
     assert run.last_line == "msl: --steps 7: an epoch of this configuration has 6 steps; ask for at most that"
+
+
+FABRIC_NAMES = {
+    "step_sfc_over_direct",
+    "rtt64_sfc_over_direct",
+    "rtt64_raw_sfc_over_direct",
+    "rtt64kib_sfc_over_direct",
+    "bulk_sfc_over_direct",
+    "bulk_raw_sfc_over_direct",
+    "bulk_both_ways_sfc_over_direct",
+    "cpu_per_byte_sfc_over_direct",
+    "member_cpu_per_byte_sfc_over_direct",
+    "packets_per_mib_sfc_over_direct",
+    "iperf_srv6_over_plain",
+    "iperf_reverse_srv6_over_plain",
+}
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it makes network namespaces")
+@pytest.mark.skipif(shutil.which("iperf3") is None, reason="needs iperf3")
+def test_fabric_compares_sfc_and_direct_on_one_testbed(tmp_path: Path) -> None:
+    config = write_config(tmp_path, hosts=[{"name": f"n{i}", "cpus": 1} for i in range(3)])
+    out = tmp_path / "out"
+    with nothing_left():
+        run = msl(
+            *("bench", "fabric", "--config", config, "--rounds", "1", "--steps", "2"),
+            *("--sizes", "64B,64KiB", "--out", out),
+            timeout_s=200.0,
+        )
+    assert run.code == 0, run.output
+    plots = {"round-trips.png", "throughput.png", "cpu.png", "steps.png"}
+    assert {path.name for path in out.iterdir()} == {"results.csv", "results.md", "summary.json", *plots}
+    assert all((out / plot).read_bytes().startswith(b"\x89PNG") for plot in plots)
+    summary = json.loads((out / "summary.json").read_text())
+    assert set(summary) >= FABRIC_NAMES
+    assert all(summary[name] > 0 for name in FABRIC_NAMES)
+    page = (out / "results.md").read_text()
+    assert "The losses of all 6 steps are bit-identical over both fabrics" in page
+    assert "have no rate limit" in page
+    with (out / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    value = {(row["quantity"], row["case"], row["side"]): float(row["value"]) for row in rows}
+    trips = [value["rtt_us", "64", side] for side in ("sfc", "direct")]
+    assert summary["rtt64_sfc_over_direct"] == pytest.approx(trips[0] / trips[1])
+    # Source to sink by way of one NSF, and each time by way of a router: four links for each byte.
+    for side in ("sfc", "direct", "raw_sfc", "raw_direct"):
+        assert 4.0 < value["cost", "sent_per_byte", side] < 4.5
+
+
+def test_a_part_that_there_is_not_is_refused(tmp_path: Path) -> None:
+    run = msl("bench", "fabric", "--config", write_config(tmp_path), "--only", "ping", "--out", tmp_path / "out")
+    assert run.code == 2
+    assert run.last_line == "msl: --only ping: 'ping' is no part; there are rtt, bulk, step, iperf"
 
 
 def test_a_folder_with_results_is_not_written_to(tmp_path: Path) -> None:
