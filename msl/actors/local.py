@@ -20,6 +20,7 @@ from msl.actors import owned
 from msl.config import Config, load_config, to_yaml
 from msl.errors import ClusterError
 from msl.net import testbed
+from msl.net.namespace import may_manage_networks
 from msl.net.netns import netns_path
 from msl.net.testbed import Testbed
 from msl.plan import DomainPlan, lay_domain
@@ -210,7 +211,7 @@ def stop_stale() -> list[str]:
         if orphaned or len(cluster.dead_hosts()) == len(cluster.hosts):
             stop(cluster)
             stale.append(cluster.name)
-    for name in testbed.names() if os.geteuid() == 0 else ():
+    for name in testbed.names() if may_manage_networks() else ():
         # Built by a run that was killed before it had a cluster: its process stands in the name.
         pid = name.rpartition("-")[2]
         if "-" in name and pid.isdecimal() and not _exists(int(pid)):
@@ -221,7 +222,7 @@ def stop_stale() -> list[str]:
 
 def remove_testbed(name: str) -> list[str]:
     """Remove a testbed that has no cluster; its namespaces."""
-    return testbed.remove(name) if os.geteuid() == 0 else []
+    return testbed.remove(name) if may_manage_networks() else []
 
 
 def _exists(pid: int) -> bool:

@@ -33,7 +33,7 @@ def isolate() -> str | None:
     _require_one_thread()
     uid, gid = os.getuid(), os.getgid()
     libc = ctypes.CDLL(None, use_errno=True)
-    rooted = _may_manage_networks()
+    rooted = may_manage_networks()
     if libc.unshare(_CLONE_NEWNET if rooted else _CLONE_NEWNET | _CLONE_NEWUSER):
         need = "the capability CAP_SYS_ADMIN" if rooted else "unprivileged user namespaces"
         return f"{os.strerror(ctypes.get_errno())} ({need} would be needed)"
@@ -88,7 +88,7 @@ def enter(path: Path) -> None:
         os.close(descriptor)
 
 
-def _may_manage_networks() -> bool:
+def may_manage_networks() -> bool:
     """Whether this process may set up a network namespace as it is; root in a container may not."""
     status = Path("/proc/self/status").read_text()
     effective = int(re.findall(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)[0], 16)
