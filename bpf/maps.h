@@ -49,7 +49,7 @@ static __always_inline void count(struct __sk_buff *skb, struct flow *flow, __u3
      * a lost count is not worth an atomic operation on each packet. */
     flow->packets[way] += 1;
     flow->bytes[way] += skb->len;
-    flow->last_seen = bpf_ktime_get_ns();
+    flow->last_seen = bpf_ktime_get_coarse_ns();
 }
 
 static __always_inline bool same(const union address *a, const union address *b)

@@ -104,7 +104,7 @@ struct flow_key {
 
 struct flow {
     __u64 path;      /* key in `paths`; the only field that a path change writes, in one store */
-    __u64 last_seen; /* nanoseconds, as CLOCK_MONOTONIC */
+    __u64 last_seen; /* nanoseconds, as CLOCK_MONOTONIC_COARSE */
     __u32 finished;  /* bit `way`: a FIN was seen; FINISHED_RESET: a RST */
     __u32 index;     /* of the SID's counters in `traffic` */
     __u64 packets[4], bytes[4];

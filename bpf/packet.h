@@ -53,13 +53,9 @@ static __always_inline int read_arrival(struct __sk_buff *skb, __u32 at, struct 
         return 1 + REASON_BAD_SRH;
     if (srh->next_header != NEXT_IPV6)
         return 1 + REASON_NOT_IPV6;
-    EACH(i, MAX_SEGMENTS) {
-        /* One by one: the verifier of older kernels takes no variable length here. */
-        if (i >= count)
-            break;
-        if (bpf_skb_load_bytes(skb, at + 48 + 16 * i, &arrival->segments[i], 16))
-            return 1 + REASON_TRUNCATED;
-    }
+    /* Masked, so that the verifier sees the bounds. */
+    if (bpf_skb_load_bytes(skb, at + 48, arrival->segments, 16 + 16 * ((count - 1) & (MAX_SEGMENTS - 1))))
+        return 1 + REASON_TRUNCATED;
     if (!same(&arrival->segments[left & (MAX_SEGMENTS - 1)], &arrival->destination))
         return 1 + REASON_NOT_ACTIVE;
     *srh_len = 8 + 16 * count;

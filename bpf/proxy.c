@@ -37,19 +37,25 @@ static __always_inline int deliver_to_listener(struct __sk_buff *skb, const stru
     return failed ? drop(REASON_NO_LISTENER) : TC_ACT_OK;
 }
 
+/* Room that TCP leaves before a packet, at the least: MAX_TCP_HEADER. */
+#define TCP_HEADROOM 192
+#define LINK_ROOM 16 /* what the kernel keeps of it for an Ethernet header */
+
 /* Keep TCP from coalescing a packet with others, by pulling a byte of its payload into its linear part.
  *
  * A packet that comes over a veth is still the sender's own buffer. When headers were put before it and it had too
  * little headroom, the kernel gave it a larger head without adding that to its truesize, as it belonged to a socket
  * (pskb_expand_head). Coalescing subtracts the head's real size: the sum's truesize gets smaller than its length, and
  * the receiver's scaling_ratio, 256 times length over truesize in 8 bits, runs over to 0. From then on it advertises
- * a window of 0, for ever. */
-static __always_inline void prevent_coalescing(struct __sk_buff *skb, const struct inner *inner)
+ * a window of 0, for ever. Up to three segments fit the headroom. */
+static __always_inline void prevent_coalescing(struct __sk_buff *skb, const struct inner *inner, __u32 outer_len)
 {
     __u32 zero = 0, headers = ETH_LEN + sizeof(struct ip6) + inner->tcp_len;
     struct settings *own = settings.lookup(&zero);
 
-    if (own && own->is_virtual && !inner->icmp_error && skb->len > headers)
+    if (inner->icmp_error || outer_len + LINK_ROOM + sizeof(struct ip6) + inner->tcp_len <= TCP_HEADROOM)
+        return;
+    if (own && own->is_virtual && skb->len > headers)
         bpf_skb_pull_data(skb, headers + 1);
 }
 
@@ -61,7 +67,7 @@ static __always_inline long decapsulate(struct __sk_buff *skb, __u32 outer_len, 
     if (bpf_skb_adjust_room(skb, -(__s32)outer_len, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
         return -1;
     exchange_service(skb, ETH_LEN, inner, forward, &sid->service, &sid->local);
-    prevent_coalescing(skb, inner);
+    prevent_coalescing(skb, inner, outer_len);
     return 0;
 }
 
@@ -143,7 +149,7 @@ static __always_inline int head_in(struct __sk_buff *skb, const struct sid *sid,
     }
     if (bpf_skb_adjust_room(skb, -(__s32)outer_len, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
         return drop(REASON_HEADROOM);
-    prevent_coalescing(skb, inner);
+    prevent_coalescing(skb, inner, outer_len);
     return TC_ACT_OK;
 }
 

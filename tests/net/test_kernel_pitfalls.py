@@ -21,9 +21,9 @@ CONNECTIONS, PARALLEL, NUM_BYTES = 400, 8, 2 << 20
 STALL_S = 4.0
 
 
-def transfer(times: int = 1) -> None:
-    """Many connections, both ways at once, over a path with more segments than TCP leaves headroom for."""
-    domain, plan = lay(via="r1")
+def transfer(times: int = 1, via: str | None = "r1") -> None:
+    """Many connections, both ways at once; by default over more segments than TCP leaves headroom for."""
+    domain, plan = lay(via=via)
     with running(domain) as chains, chains.open(plan, copy=True) as chain:
         for _ in range(times):
             chain.load(CONNECTIONS, NUM_BYTES, parallel=PARALLEL, stall_s=STALL_S).finish(120)
@@ -32,6 +32,11 @@ def transfer(times: int = 1) -> None:
 
 def test_no_receiver_is_stuck_at_a_zero_window() -> None:
     transfer()
+
+
+def test_three_segments_need_no_remedy(tmp_path: Path) -> None:
+    with patched(tmp_path, NO_PULL, LOOSE_GSO, LOOSE_GSO_IN):
+        transfer(via=None)
 
 
 def test_the_window_survives_even_segments_of_changing_size(tmp_path: Path) -> None:
