@@ -10,30 +10,24 @@ import contextlib
 import ctypes
 import logging
 import socket
-from collections.abc import Callable
 from ipaddress import IPv6Address
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from msl.errors import NetworkError
-from msl.net.sfc import layout, routes, sysctl
+from msl.net.sfc import device, layout, routes
+from msl.net.sfc.device import DEVICE, DEVICE_END
 from msl.net.sfc.proxy import Attachment, Proxy, detach_all, egress_of, ingress_of, interface_index
 from msl.net.sfc.sweep import Sweeper
-from msl.net.sfc.tunnel_source import get_tunnel_source, set_tunnel_source
 from msl.plan.addressing import SegmentList
 from msl.plan.steering import ChainPlan, DomainPlan, SrHost, Stop
 
 log = logging.getLogger(__name__)
 
-DEVICE = "msl0"
-"""Where this host's services lead: a veth whose egress is the proxy. If the proxy is missing, packets end there."""
-_DEVICE_END = "msl0-end"
 _SMALLEST_MTU = 1280
-_LARGEST_PACKET = 65_536
 _LOOPBACK_KIND = 772  # ARPHRD_LOOPBACK
 _ETHERNET = 1  # ARPHRD_ETHER
-_TUNNEL_SOURCE = "tunsrc"
 
 
 class HostAgent:
@@ -86,8 +80,8 @@ class HostAgent:
             found = Proxy.find(netlink, places)
             try:
                 self._proxy = found or Proxy.load()
-                device = self._make_device(netlink)
-                self._set_kernel(netlink, device)
+                index = device.make(netlink, self._inner_mtu, self.domain.overhead)
+                self._set_kernel(netlink, index)
                 self._settle(netlink)
                 if found is None:
                     self._proxy.inherit(netlink, places)
@@ -116,10 +110,10 @@ class HostAgent:
             if self.chains.get(chain.number, chain) != chain:
                 undo.pop_all()
                 raise NetworkError(f"host {self.host.name}: chain {chain.number} is that of another job")
-            device = interface_index(netlink, DEVICE)
+            index = interface_index(netlink, DEVICE)
             for stop in chain.stops:
                 if stop.host == self.host.name:
-                    self._add_stop(netlink, device, chain, stop)
+                    self._add_stop(netlink, index, chain, stop)
             if chain.source == self.host.name:
                 self._add_service(chain.service, chain.service, layout.Kind.HEAD)
                 if chain.service not in {head.service for head in routes.head_ends(netlink)}:
@@ -194,41 +188,16 @@ class HostAgent:
         places.append(egress_of(DEVICE))
         for link in netlink.get_links():
             name = link.get_attr("IFLA_IFNAME")
-            if link["ifi_type"] == _ETHERNET and name not in (*self.interfaces, DEVICE, _DEVICE_END):
+            if link["ifi_type"] == _ETHERNET and name not in (*self.interfaces, DEVICE, DEVICE_END):
                 places.append(ingress_of(name, "edge"))
         return places
 
-    def _make_device(self, netlink: IPRoute) -> int:
-        if not netlink.link_lookup(ifname=DEVICE):
-            netlink.link("add", ifname=DEVICE, kind="veth", peer={"ifname": _DEVICE_END})
-        device, end = interface_index(netlink, DEVICE), interface_index(netlink, _DEVICE_END)
-        for index in (device, end):
-            name = DEVICE if index == device else _DEVICE_END
-            with contextlib.suppress(OSError):  # without IPv6 privacy and link-local addresses: nobody is there
-                sysctl.write(f"net/ipv6/conf/{name}/addr_gen_mode", "1")
-        netlink.link("set", index=end, mtu=self._inner_mtu, arp=False, state="up")
-        # Room for the headers also in what leaves as one packet and is cut up later: its length has 16 bits.
-        gso = _LARGEST_PACKET - self.domain.overhead
-        netlink.link("set", index=device, mtu=self._inner_mtu, gso_max_size=gso, arp=False, state="up")
-        sysctl.write(f"net/ipv6/conf/{DEVICE}/forwarding", "1")  # without it, bpf_fib_lookup finds no route
-        return device
-
-    def _set_kernel(self, netlink: IPRoute, device: int) -> None:
-        self._remember(netlink, device)
-        for name, value in sysctl.WANTED.items():
-            sysctl.write(name, value)
-        set_tunnel_source(self.host.decap)
+    def _set_kernel(self, netlink: IPRoute, index: int) -> None:
+        device.change_settings(netlink, self.host.decap)
         if not netlink.get_addr(family=socket.AF_INET6, address=str(self.host.address)):
-            netlink.addr("add", index=device, address=str(self.host.address), prefixlen=128, flags=0x02)  # no DAD
+            netlink.addr("add", index=index, address=str(self.host.address), prefixlen=128, flags=0x02)  # no DAD
         routes.add_delivery(netlink)
-        routes.add_service_table(netlink, device)
-
-    def _remember(self, netlink: IPRoute, device: int) -> None:
-        """Keep what is about to be changed in the device's alias, where it lasts as long as the change."""
-        if (netlink.link("get", index=device)[0].get_attr("IFLA_IFALIAS") or "").startswith("msl "):
-            return
-        before = {name: sysctl.read(name) for name in sysctl.WANTED} | {_TUNNEL_SOURCE: str(get_tunnel_source())}
-        netlink.link("set", index=device, ifalias="msl " + ";".join(f"{k}={v}" for k, v in before.items()))
+        routes.add_service_table(netlink, index)
 
     def _settle(self, netlink: IPRoute) -> None:
         """Write what does not depend on chains."""
@@ -245,7 +214,7 @@ class HostAgent:
             entry = layout.SidEntry(kind=layout.Kind.HEAD, index=self._free_index())
             self.proxy.table("sids").put(decap, entry)
 
-    def _add_stop(self, netlink: IPRoute, device: int, chain: ChainPlan, stop: Stop) -> None:
+    def _add_stop(self, netlink: IPRoute, device_index: int, chain: ChainPlan, stop: Stop) -> None:
         kind = layout.Kind.SINK if stop is chain.stops[-1] else layout.Kind.NSF
         index = self._add_service(stop.service, chain.service, kind)
         entry = layout.SidEntry(
@@ -264,9 +233,9 @@ class HostAgent:
         self.proxy.table("sids").put(layout.Address.of(stop.sid), entry)
         routes.steer_answers(netlink, stop.service)
         if kind is layout.Kind.NSF:
-            routes.steer_onward(netlink, stop.service, device)
+            routes.steer_onward(netlink, stop.service, device_index)
         elif not netlink.get_addr(family=socket.AF_INET6, address=str(chain.service)):
-            netlink.addr("add", index=device, address=str(chain.service), prefixlen=128, flags=0x02)
+            netlink.addr("add", index=device_index, address=str(chain.service), prefixlen=128, flags=0x02)
 
     def _add_service(self, local: IPv6Address, wire: IPv6Address, kind: layout.Kind) -> int:
         services = self.proxy.table("services")
@@ -305,8 +274,8 @@ class HostAgent:
                 self.proxy.table("sids").remove(layout.Address.of(stop.sid))
         if chain.stops[-1].host == self.host.name:
             with contextlib.suppress(NetlinkError, NetworkError):
-                device = interface_index(netlink, DEVICE)
-                netlink.addr("del", index=device, address=str(chain.service), prefixlen=128)
+                index = interface_index(netlink, DEVICE)
+                netlink.addr("del", index=index, address=str(chain.service), prefixlen=128)
         for name in ("flows", "embryos"):
             table = self.proxy.table(name)
             for key in table:
@@ -316,29 +285,13 @@ class HostAgent:
 
     def _undo(self, netlink: IPRoute) -> list[str]:
         removed = detach_all(netlink)
-        indices = netlink.link_lookup(ifname=DEVICE)
-        if indices:
-            alias = netlink.link("get", index=indices[0])[0].get_attr("IFLA_IFALIAS") or ""
-            removed += [f"{name} = {value}" for name, value in _restore(alias)]
-            netlink.link("del", index=indices[0])
-            removed.append(f"device {DEVICE}")
+        removed += device.remove(netlink)
         count = routes.remove_all(netlink)
         if count:
             removed.append(f"{count} routes and rules")
         self.chains.clear()
         self._proxy = self._sweeper = None
         return removed
-
-
-def _restore(alias: str) -> list[tuple[str, str]]:
-    """Give back what `_remember` kept; what was given back."""
-    if not alias.startswith("msl "):
-        return []
-    before = dict(entry.split("=", 1) for entry in alias.removeprefix("msl ").split(";"))
-    setters: dict[str, Callable[[str], None]] = {_TUNNEL_SOURCE: lambda v: set_tunnel_source(IPv6Address(v))}
-    for name, value in before.items():
-        setters.get(name, lambda v, name=name: sysctl.write(name, v))(value)
-    return list(before.items())
 
 
 def _is_veth(netlink: IPRoute, name: str) -> bool:
