@@ -66,11 +66,12 @@ class AgentService:
             self._leases.pop(number, None)
             self._agent.remove_chain(number)
 
-    def renew(self, number: int) -> HostReport:
-        """The chain's driver lives; tells how the host is."""
+    def renew(self, chain: ChainPlan) -> HostReport:
+        """The chain's driver lives; tells how the host is. An agent that was restarted gets to know its chain."""
         with self._lock:
-            if number in self._leases:
-                self._leases[number] = time.monotonic()
+            if chain.number not in self._leases:
+                self._agent.add_chain(chain)
+            self._leases[chain.number] = time.monotonic()
             return report_of(self._agent)
 
     def report(self) -> HostReport:
@@ -90,11 +91,15 @@ class AgentService:
             return self._agent.undo()
 
     def _sweep(self) -> None:
+        begin = time.monotonic()
         while True:
             time.sleep(_SWEEP_S)
             with self._lock:
                 try:
                     self._agent.sweep()
+                    if begin and time.monotonic() - begin > _LEASE_S:
+                        begin = 0.0
+                        self._agent.remove_strangers()
                     for number, renewed in list(self._leases.items()):
                         if time.monotonic() - renewed > _LEASE_S:
                             log.warning("chain %d: its driver is gone; removed", number)
@@ -118,6 +123,11 @@ class Agents:
     def __init__(self, domain: DomainPlan, actors: Mapping[str, Any]) -> None:
         self.domain = domain
         self._actors = actors
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Hosts whose agents these are."""
+        return tuple(self._actors)
 
     def call(self, method: str, *arguments: Any, hosts: Sequence[str] | None = None) -> dict[str, Any]:
         """Call a method of the agents, on all hosts at once; their answers by host.
@@ -183,12 +193,16 @@ def agent_name(host: str) -> str:
 
 def find_agents(domain: DomainPlan) -> Agents | None:
     """The agents that are running on all hosts of a domain; None if one is missing."""
+    found = running_agents(domain)
+    return found if all(host.name in found.hosts for host in domain.hosts) else None
+
+
+def running_agents(domain: DomainPlan) -> Agents:
+    """The agents of a domain that are running, be they all or not."""
     actors = {}
     for host in domain.hosts:
-        try:
+        with contextlib.suppress(ValueError):
             actors[host.name] = ray.get_actor(agent_name(host.name), namespace=NAMESPACE)
-        except ValueError:
-            return None
     return Agents(domain, actors)
 
 
@@ -263,7 +277,7 @@ def steered_chain(
         yield chain
     finally:
         over.set()
-        keeper.join(timeout=_CALL_S)
+        keeper.join(timeout=_CALL_S)  # before the chain goes: a late renewal would bring it back
         if not session.headless():
             agents.close_chain(chain)
             _remove_idle(agents, session)
@@ -273,7 +287,7 @@ def _keep(agents: Agents, chain: ChainPlan, over: threading.Event, watch: Callab
     while not over.wait(_RENEW_S):
         for host in [host.name for host in agents.domain.hosts]:
             try:
-                watch(agents.call("renew", chain.number, hosts=[host])[host])
+                watch(agents.call("renew", chain, hosts=[host])[host])
             except (MslError, KeyError) as error:
                 if not over.is_set():
                     log.warning("host %s: %s", host, error)

@@ -17,7 +17,7 @@ from msl.actors.network import Network
 from msl.config import Config
 from msl.errors import ClusterError
 from msl.net.sfc.report import HostReport
-from msl.plan import ChainPlan, lay_domain, lay_out
+from msl.plan import ChainPlan, lay_out
 
 _ASK_S = 2.0
 _RATE_S = 1.0
@@ -134,8 +134,10 @@ def _members() -> dict[str, list[str]]:
 
 
 def remove_agents(config: Config, network: Network) -> dict[str, list[str]]:
-    """On an existing cluster: undo all that agents made on its hosts; what was removed, by host."""
+    """On an existing cluster: undo all that agents made on its hosts, running or not; what was removed, by host.
+
+    An agent that is gone is started once more: it finds what it had made, and removes it.
+    """
     hosts, _ = lay_out(config)
-    with session(config, hosts, network, lambda _text: None):
-        agents = find_agents(lay_domain(config, hosts))
-        return agents.remove() if agents is not None else {}
+    with session(config, hosts, network, lambda _text: None) as cluster:
+        return start_agents(config, cluster, hosts).remove()

@@ -18,7 +18,7 @@ from msl.errors import ClusterError, ConfigError
 from msl.net import namespace, netns, testbed
 from msl.net.requirements import first_lack
 from msl.net.testbed import Testbed
-from msl.plan import lay_chain, lay_domain, lay_out
+from msl.plan import ChainPlan, lay_chain, lay_domain, lay_out
 
 FabricName = Literal["sfc", "direct"]
 
@@ -87,6 +87,22 @@ def _enter(config: Config, say: Callable[[str], None], keep: bool) -> Network:
     if reason is not None:
         say(f"no private network: {reason}; Ray listens on all interfaces of this machine (it asks for its token)")
     return Network(None, reason is None, "direct")
+
+
+def planned_chain(config: Config) -> ChainPlan | None:
+    """The chain as it would be steered if the job began now, as the domain's first; None with the fabric `direct`.
+
+    Raises:
+        ConfigError: the hosts cannot be steered through, and the configuration says `sfc`.
+    """
+    if config.fabric == "auto":
+        elsewhere = config.cluster.address is not None
+        if not all(host.interfaces for host in config.hosts) if elsewhere else _why_not_sfc(config) is not None:
+            return None
+    elif config.fabric == "direct":
+        return None
+    hosts, places = lay_out(config)
+    return lay_chain(config, lay_domain(config, hosts), places, 1)
 
 
 def join_network(cluster: local.LocalCluster) -> None:

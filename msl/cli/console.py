@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from msl.plan import COLUMNS, Plan, headline, render, rows
+from msl.plan import COLUMNS, Plan, headline, path_lines, render, rows
 
 _PLAIN_EVERY_S = 10.0
 
@@ -50,6 +50,8 @@ def show_plan(plan: Plan) -> None:
     """The plan as a table."""
     if _out.is_terminal:
         table(headline(plan), COLUMNS, rows(plan))
+        for text in path_lines(plan):
+            line(text)
     else:
         line(render(plan))
 

@@ -99,16 +99,18 @@ def _with_checkpoint(message: str, folder: Path) -> str:
 @click.command()
 @config_options()
 def plan(config_path: Path, overrides: tuple[str, ...]) -> None:
-    """Show stages, hosts, and bytes across each cut; start nothing.
+    """Show stages, hosts, bytes across each cut, and the path of the packets; start nothing.
 
     Builds the model and measures one micro-batch to show, and to balance, what each stage costs.
     """
     config = load_config(config_path, overrides)
     from msl.actors.job import prepare
     from msl.actors.local import cpus_of
+    from msl.actors.network import planned_chain
 
+    chain = planned_chain(config)
     job = prepare(config)
-    show_plan(job.plan(cpus_of(config, job.hosts)))
+    show_plan(job.plan(cpus_of(config, job.hosts), chain))
 
 
 @click.command()

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 CAPABILITIES = {  # bits of linux/capability.h
     "CAP_NET_ADMIN": 12,  # routes, rules, filters, transparent sockets
-    "CAP_NET_RAW": 13,  # packet sockets
+    "CAP_NET_RAW": 13,  # transparent sockets
     "CAP_SYS_ADMIN": 21,  # namespaces
     "CAP_PERFMON": 38,  # pointers into packets
     "CAP_BPF": 39,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 from typing import Any
 
@@ -22,6 +23,7 @@ def state_of(netns: str) -> str:
         "ip -6 route show table all | grep -v fe80",
         "ip -o link | sed 's/^[0-9]*: //'",
         "ip -6 addr show scope global",
+        "tc qdisc show",
         "for i in $(ls /sys/class/net); do tc filter show dev $i ingress; tc filter show dev $i egress; done",
         "sysctl net.ipv4.tcp_tw_reuse net.ipv6.conf.all.forwarding",
         "ip sr tunsrc show",
@@ -112,6 +114,35 @@ def test_a_chain_of_another_job_is_refused_and_the_first_goes_on() -> None:
         with pytest.raises(NetworkError, match="chain 1 is that of another job"):
             chains.inside("n1", lambda: chains.agents["n1"].add_chain(other))
         chain.load(2, 10_000).finish(20)
+
+
+def test_a_service_address_of_another_chain_is_refused() -> None:
+    domain, plan = lay()
+    _, second = lay(number=2)
+    with running(domain) as chains, chains.open(plan) as chain:
+        rival = dataclasses.replace(second, service=plan.service)
+        for host in ("n0", "n3"):
+            with pytest.raises(NetworkError, match=r"is that of another job \(chain 1\)"):
+                chains.inside(host, lambda host=host: chains.agents[host].add_chain(rival))  # type: ignore[misc]
+        chain.load(2, 10_000).finish(20)
+
+
+def test_what_a_lost_agent_had_made_is_removed_if_nobody_asks_for_it() -> None:
+    domain, plan = lay()
+    _, second = lay(number=2)
+    with running(domain) as chains:
+        before = {host: state_of(chains.netns(host)) for host in chains.agents}
+        for host, agent in chains.agents.items():
+            for each in (plan, second):
+                chains.inside(host, lambda agent=agent, each=each: agent.add_chain(each))  # type: ignore[misc]
+            chains.agents[host] = again = restarted(chains, host)
+            chains.inside(host, again.apply)
+            chains.inside(host, lambda again=again: again.add_chain(plan))  # type: ignore[misc]
+            assert chains.inside(host, again.remove_strangers) == 1
+            assert chains.inside(host, again.remove_strangers) == 0
+        with chains.open(plan) as chain:
+            chain.load(2, 10_000).finish(20)
+        assert {host: state_of(chains.netns(host)) for host in chains.agents} == before
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
+import os
 import socket
 from ipaddress import IPv6Address
 
@@ -87,9 +88,14 @@ class HostAgent:
                     self._proxy.inherit(netlink, places)
                 for place in self._places(netlink):
                     self._proxy.attach(netlink, place)
-            except BaseException:
+            except BaseException as error:
                 if found is None:
-                    self._undo(netlink)
+                    with contextlib.suppress(NetlinkError):  # what could not be made needs no undoing
+                        self._undo(netlink)
+                if isinstance(error, NetlinkError):
+                    raise NetworkError(
+                        f"host {self.host.name}: the kernel refuses: {os.strerror(error.code)}"
+                    ) from error
                 raise
         self._sweeper = Sweeper(self._proxy)
         return "took over the proxy that was running" if found else "loaded the proxy"
@@ -107,9 +113,9 @@ class HostAgent:
         """
         with IPRoute() as netlink, contextlib.ExitStack() as undo:
             undo.callback(self._remove_chain, netlink, chain)
-            if self.chains.get(chain.number, chain) != chain:
+            if (other := self._rival(chain)) is not None:
                 undo.pop_all()
-                raise NetworkError(f"host {self.host.name}: chain {chain.number} is that of another job")
+                raise NetworkError(f"host {self.host.name}: {other}")
             index = interface_index(netlink, DEVICE)
             for stop in chain.stops:
                 if stop.host == self.host.name:
@@ -120,6 +126,31 @@ class HostAgent:
                     self._set_path(netlink, chain.service, chain.segments, 0)
             self.chains[chain.number] = chain
             undo.pop_all()
+
+    def _rival(self, chain: ChainPlan) -> str | None:
+        """What of a chain another one has already; None if nothing."""
+        if self.chains.get(chain.number, chain) != chain:
+            return f"chain {chain.number} is that of another job"
+        for other in self.chains.values():
+            if other.number != chain.number and other.service == chain.service:
+                return f"the service address {chain.service} is that of another job (chain {other.number})"
+        return None
+
+    def remove_strangers(self) -> int:
+        """Remove chains that an earlier agent made and nobody has added again; returns how many places went."""
+        known = {address for chain in self.chains.values() for address in _addresses(chain)}
+        with IPRoute() as netlink:
+            strange = [
+                (key.ip, layout.Kind(entry.kind))
+                for key, entry in self.proxy.table("services").items()
+                if key.ip not in known
+            ]
+            for address, kind in strange:
+                self._remove_service(netlink, address, kind)
+        for key, entry in self.proxy.table("sids").items():
+            if entry.kind != layout.Kind.HEAD and key.ip not in known:
+                self.proxy.table("sids").remove(key)
+        return len(strange)
 
     def remove_chain(self, number: int) -> None:
         """Undo `add_chain`."""
@@ -262,26 +293,29 @@ class HostAgent:
         routes.set_head_end(netlink, head, interface_index(netlink, DEVICE), self._inner_mtu, self.host.address)
 
     def _remove_chain(self, netlink: IPRoute, chain: ChainPlan) -> None:
-        local = [stop.service for stop in chain.stops if stop.host == self.host.name]
-        if chain.source == self.host.name:
-            local.append(chain.service)
-        for address in local:
-            routes.remove_route(netlink, address)
-            routes.unsteer_answers(netlink, address)
-            self.proxy.table("services").remove(layout.Address.of(address))
         for stop in chain.stops:
             if stop.host == self.host.name:
+                kind = layout.Kind.SINK if stop is chain.stops[-1] else layout.Kind.NSF
+                self._remove_service(netlink, stop.service, kind)
                 self.proxy.table("sids").remove(layout.Address.of(stop.sid))
-        if chain.stops[-1].host == self.host.name:
+        if chain.source == self.host.name:
+            self._remove_service(netlink, chain.service, layout.Kind.HEAD)
+        self.chains.pop(chain.number, None)
+
+    def _remove_service(self, netlink: IPRoute, address: IPv6Address, kind: layout.Kind) -> None:
+        """Undo what a chain needs at one place: route, rule or address, and its flows."""
+        routes.remove_route(netlink, address)
+        routes.unsteer_answers(netlink, address)
+        if kind is layout.Kind.SINK:
             with contextlib.suppress(NetlinkError, NetworkError):
                 index = interface_index(netlink, DEVICE)
-                netlink.addr("del", index=index, address=str(chain.service), prefixlen=128)
+                netlink.addr("del", index=index, address=str(address), prefixlen=128)
+        self.proxy.table("services").remove(layout.Address.of(address))
         for name in ("flows", "embryos"):
             table = self.proxy.table(name)
             for key in table:
-                if key.service.ip in local:
+                if key.service.ip == address:
                     table.remove(key)
-        self.chains.pop(chain.number, None)
 
     def _undo(self, netlink: IPRoute) -> list[str]:
         removed = detach_all(netlink)
@@ -292,6 +326,11 @@ class HostAgent:
         self.chains.clear()
         self._proxy = self._sweeper = None
         return removed
+
+
+def _addresses(chain: ChainPlan) -> set[IPv6Address]:
+    """SIDs of a chain, and its service address as seen at each place."""
+    return {chain.service, *chain.sids, *(stop.service for stop in chain.stops)}
 
 
 def _is_veth(netlink: IPRoute, name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import logging
@@ -235,6 +236,9 @@ def detach_all(netlink: IPRoute) -> list[str]:
                 if name.startswith(_OWNER) and priority == _PRIORITY:
                     netlink.tc("del-filter", "bpf", index=index, parent=parent, prio=_PRIORITY, handle=1, protocol=3)
                     removed.append(f"{name} on {link.get_attr('IFLA_IFNAME')}")
+        if removed and not any(True for parent in (_INGRESS, _EGRESS) for _ in _filters(netlink, index, parent)):
+            with contextlib.suppress(NetlinkError):  # it had none
+                netlink.tc("del", "clsact", index=index)
     return removed
 
 
