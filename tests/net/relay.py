@@ -137,14 +137,17 @@ class Crossing:
 
 
 def relay(listener: socket.socket, make_way: Callable[[socket.socket, socket.socket], Way]) -> None:
-    """Serve for ever."""
+    """Serve until standard input ends: with whoever started this process, at the latest."""
     listener.setblocking(False)
     poll = select.epoll()
     poll.register(listener, select.EPOLLIN)
+    poll.register(0, select.EPOLLIN)
     crossings: dict[int, Crossing] = {}
     unfinished: set[Crossing] = set()
     while True:
         events = poll.poll(0 if unfinished else -1)
+        if any(number == 0 for number, _ in events):
+            return
         ready = {crossings[number] for number, _ in events if number in crossings} | unfinished
         unfinished = set()
         if any(number == listener.fileno() for number, _ in events):

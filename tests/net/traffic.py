@@ -25,10 +25,11 @@ _ABORT = struct.pack("ii", 1, 0)
 
 
 def serve(listener: socket.socket) -> None:
-    """The sink: for ever; failures go to standard output."""
+    """The sink: until standard input ends; failures go to standard output."""
     listener.setblocking(False)
     poll, ends = select.epoll(), dict[int, End]()
     poll.register(listener, select.EPOLLIN)
+    poll.register(0, select.EPOLLIN)
     told: set[str] = set()
     while True:
         for end in ends.values():
@@ -36,6 +37,8 @@ def serve(listener: socket.socket) -> None:
                 print(stall, flush=True)
                 told.add(end.name)
         for number, _ in poll.poll(1):
+            if number == 0:
+                return
             if number == listener.fileno():
                 with contextlib.suppress(OSError):  # reset already
                     end = SinkEnd(listener.accept()[0])
