@@ -17,6 +17,8 @@
 #define MAX_PATHS 2048
 #define MAX_SIDS 1024
 
+#define OLD_GENERATIONS 256
+
 /* Marks what a proxy has decapsulated for a local socket: `ip rule fwmark` makes any address local for it. */
 #define DELIVER_MARK 0x6d736c
 /* An NSF listens at its SID and this port. */

@@ -132,9 +132,14 @@ static __always_inline __u64 learn_path(const struct arrival *arrival, const str
     return known && same_arrival(arrival, &known->arrival) ? number : 0;
 }
 
-/* Whether a packet's path is older than one that is known: it was overtaken by packets of a newer path. Compares
- * generations as serial numbers (RFC 1982). */
+/* Whether a packet's path is older than one that is known: it was overtaken by packets of a newer path.
+ *
+ * Generations are serial numbers, as in RFC 1982, but only the last OLD_GENERATIONS of them count as older. No packet is
+ * overtaken by so many changes; and a forged or corrupted packet with a generation far ahead does not keep the real
+ * ones from teaching again. */
 static __always_inline bool is_older(const struct arrival *arrival, const struct path *known)
 {
-    return (__s16)(bpf_ntohs(arrival->srh.tag) - bpf_ntohs(known->arrival.srh.tag)) < 0;
+    __u16 behind = bpf_ntohs(known->arrival.srh.tag) - bpf_ntohs(arrival->srh.tag);
+
+    return behind && behind <= OLD_GENERATIONS;
 }

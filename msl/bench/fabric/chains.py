@@ -62,7 +62,7 @@ def _keep(agents: Agents, chains: Mapping[str, ChainPlan], over: threading.Event
     while not over.wait(_RENEW_S):
         for name, chain in chains.items():
             try:
-                agents.call("renew", chain.number)
+                agents.call("renew", chain)
             except MslError as error:
                 if not over.is_set():
                     log.warning("chain %s: %s", name, error)
