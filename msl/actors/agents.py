@@ -284,13 +284,14 @@ def steered_chain(
 
 
 def _keep(agents: Agents, chain: ChainPlan, over: threading.Event, watch: Callable[[HostReport], None]) -> None:
-    while not over.wait(_RENEW_S):
-        for host in [host.name for host in agents.domain.hosts]:
+    while not over.is_set():
+        for host in agents.hosts:
             try:
                 watch(agents.call("renew", chain, hosts=[host])[host])
-            except (MslError, KeyError) as error:
+            except MslError as error:
                 if not over.is_set():
                     log.warning("host %s: %s", host, error)
+        over.wait(_RENEW_S)
 
 
 def _remove_idle(agents: Agents, session: Session) -> None:

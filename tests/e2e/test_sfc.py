@@ -16,6 +16,7 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from msl.config import load_config
 from msl.net.requirements import first_lack
@@ -69,6 +70,9 @@ def test_training_is_bit_identical_to_the_unsplit_model_and_so_to_direct(tmp_pat
     assert "source@n0 -> nsf1@n1 -> sink@n2 is open" in done.output
     assert summary_of(tmp_path / "run")["fabric"] == "sfc"
     assert_like_unsplit(tmp_path / "run")
+    tags = EventAccumulator(str(tmp_path / "run")).Reload().Tags()["scalars"]
+    for host in ("n0", "n1", "n2"):
+        assert {f"sfc_drops/{host}", f"sfc_flows/{host}", f"sfc_link_bytes_out/{host}_fab1"} <= set(tags)
 
 
 @pytest.fixture(scope="module")
