@@ -107,6 +107,19 @@ def test_a_proxy_of_another_version_inherits_chains_and_flows(monkeypatch: pytes
         assert chains.drops() == {}
 
 
+def test_an_update_that_fails_leaves_the_running_proxy_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_path: object, _defines: object) -> None:
+        raise NetworkError("the compiler is gone")
+
+    domain, plan = lay()
+    with running(domain) as chains, chains.open(plan) as chain:
+        monkeypatch.setattr(proxy, "digest", lambda _folder: "00000000")
+        monkeypatch.setattr(proxy.compiler, "compile_source", fail)
+        with pytest.raises(NetworkError, match="the compiler is gone"):
+            chains.inside("n1", restarted(chains, "n1").apply)
+        chain.load(2, 10_000).finish(20)
+
+
 def test_a_chain_of_another_job_is_refused_and_the_first_goes_on() -> None:
     domain, plan = lay()
     _, other = lay(("n2", "n1"))

@@ -19,7 +19,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from msl.errors import NetworkError
 from msl.net.sfc import device, layout, routes
 from msl.net.sfc.device import DEVICE, DEVICE_END
-from msl.net.sfc.proxy import Attachment, Proxy, detach_all, egress_of, ingress_of, interface_index
+from msl.net.sfc.proxy import Attachment, Proxy, detach_all, egress_of, ingress_of, interface_index, is_attached
 from msl.net.sfc.sweep import Sweeper
 from msl.plan.addressing import SegmentList
 from msl.plan.steering import ChainPlan, DomainPlan, SrHost, Stop
@@ -73,12 +73,13 @@ class HostAgent:
             What was done, in a few words.
 
         Raises:
-            NetworkError: what the kernel refuses; nothing stays then.
+            NetworkError: what the kernel refuses; nothing stays then, unless a proxy was running before.
         """
         with IPRoute() as netlink:
             self._inner_mtu = self._reckon_mtu(netlink)
             places = self._places(netlink)
             found = Proxy.find(netlink, places)
+            untouched = not is_attached(netlink, places)
             try:
                 self._proxy = found or Proxy.load()
                 index = device.make(netlink, self._inner_mtu, self.domain.overhead)
@@ -89,7 +90,7 @@ class HostAgent:
                 for place in self._places(netlink):
                     self._proxy.attach(netlink, place)
             except BaseException as error:
-                if found is None:
+                if untouched:  # else something of another version runs, and goes on
                     with contextlib.suppress(NetlinkError):  # what could not be made needs no undoing
                         self._undo(netlink)
                 if isinstance(error, NetlinkError):

@@ -226,6 +226,11 @@ def egress_of(interface: str) -> Attachment:
     return Attachment("egress", interface, _EGRESS)
 
 
+def is_attached(netlink: IPRoute, attachments: Sequence[Attachment]) -> bool:
+    """Whether a proxy of any version is attached at one of these places."""
+    return any(_attached(netlink, place) is not None for place in attachments)
+
+
 def detach_all(netlink: IPRoute) -> list[str]:
     """Remove our filters from all interfaces, whoever attached them; their names."""
     removed = []
