@@ -152,11 +152,12 @@ def _share_folder() -> None:
 
 def _write_marked_file(folder: int, name: str, text: str) -> None:
     # Written without a name and linked then, the file is never seen without its text; and link(2) refuses a name
-    # that is taken. Python passes AT_SYMLINK_FOLLOW, which /proc/self/fd needs, only if a folder is given.
+    # that is taken. Python passes AT_SYMLINK_FOLLOW, which /proc/self/fd needs, only if a folder is given. The path is
+    # absolute all the same: the folder was opened before it was perhaps mounted on itself, and names the old mount.
     unnamed = os.open(_RUN, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o444)
     try:
         os.write(unnamed, text.encode())
-        os.link(f"/proc/self/fd/{unnamed}", name, dst_dir_fd=folder)
+        os.link(f"/proc/self/fd/{unnamed}", netns_path(name), dst_dir_fd=folder)
     finally:
         os.close(unnamed)
 

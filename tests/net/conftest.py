@@ -1,4 +1,5 @@
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -32,3 +33,11 @@ def datapath(_host_with_a_proxy: Datapath) -> Datapath:
     """A host with a proxy that no packet has come to yet."""
     _host_with_a_proxy.clear()
     return _host_with_a_proxy
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, also where the tests were started with it ignored, as in a shell's background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -65,7 +66,7 @@ def test_a_missing_namespace_is_named() -> None:
         netns.inside("nowhere", lambda: None)
 
 
-def test_an_interrupt_waits_for_what_is_under_way(there: str) -> None:
+def test_an_interrupt_waits_for_what_is_under_way(there: str, interruptible: None) -> None:
     done = threading.Event()
 
     def interrupted() -> None:
@@ -108,3 +109,22 @@ def test_ip_netns_and_msl_see_each_others_namespaces(there: str) -> None:
     finally:
         netns.delete(other)
     assert other not in netns.named("")
+
+
+def test_the_first_namespace_of_a_machine_can_be_made() -> None:
+    """In a mount namespace where /run/netns is an ordinary folder, not yet mounted on itself."""
+    with some_name() as name:
+        program = (
+            "from msl.net import netns\n"
+            f"netns.create({name!r}, 'first')\n"
+            f"assert netns.is_mounted({name!r}) and netns.mark_of({name!r}) == 'first'\n"
+            f"netns.delete({name!r})\n"
+        )
+        script = 'mount -t tmpfs none /run && mkdir /run/netns && exec "$0" -c "$1"'
+        made = subprocess.run(
+            ["unshare", "--mount", "sh", "-c", script, sys.executable, program],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert made.returncode == 0, made.stderr
