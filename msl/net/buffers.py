@@ -26,22 +26,29 @@ class Lease:
 
 
 class BufferPool:
-    """Buffers of a connection, in sizes of powers of two; thread-safe.
+    """Buffers in sizes of powers of two; thread-safe.
 
-    It grows to the largest number of buffers that were on loan at once. The protocol bounds that number by
-    the micro-batches in flight, and each buffer by the largest frame.
+    It grows to the largest number of buffers that were on loan at once. In a chain that trains, the protocol bounds
+    that number by the micro-batches in flight, and each buffer by the largest frame.
+
+    Args:
+        keep_bytes: how much of it stays when it is not on loan; all of it by default.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keep_bytes: int | None = None) -> None:
         self._free: dict[int, list[mmap.mmap]] = {}
+        self._keep_bytes = keep_bytes
         self._lock = threading.Lock()
         self.allocated_bytes = 0
         """Bytes that the pool holds, on loan or not."""
+        self.lent_bytes = 0
+        """Bytes that are on loan."""
 
     def lease(self, num_bytes: int) -> Lease:
         """Borrow a buffer of at least `num_bytes`; its start is aligned to a page."""
         size = max(_SMALLEST, 1 << (num_bytes - 1).bit_length())
         with self._lock:
+            self.lent_bytes += size
             free = self._free.setdefault(size, [])
             if free:
                 return Lease(self, free.pop())
@@ -50,4 +57,9 @@ class BufferPool:
 
     def _take_back(self, memory: mmap.mmap) -> None:
         with self._lock:
-            self._free[len(memory)].append(memory)
+            self.lent_bytes -= len(memory)
+            idle = self.allocated_bytes - self.lent_bytes
+            if self._keep_bytes is not None and idle > self._keep_bytes:
+                self.allocated_bytes -= len(memory)  # unmapped as soon as nobody looks at it any more
+            else:
+                self._free[len(memory)].append(memory)

@@ -27,6 +27,7 @@ from msl.net.frame import (
     parse_descriptors,
     parse_document,
     parse_header,
+    unsent,
 )
 
 _STAGING = HEADER_SIZE + MAX_TENSORS * DESCRIPTOR_SIZE
@@ -215,7 +216,7 @@ class Connection:
                 raise self._translate(error, "taken by") from error
             left -= sent
             if left:
-                pieces = _drop(pieces, sent)
+                pieces = unsent(pieces, sent)
         self.traffic.bytes_out += size
         self.traffic.frames_out += 1
 
@@ -225,15 +226,6 @@ class Connection:
         if error.errno == errno.EBADF:
             return NetworkError(f"the connection to {self.peer} was closed on this side")
         return NetworkError(f"the connection to {self.peer} broke: {error.strerror}")
-
-
-def _drop(pieces: list[bytes | memoryview], sent: int) -> list[bytes | memoryview]:
-    """What is left of `pieces` after their first `sent` bytes."""
-    for index, piece in enumerate(pieces):
-        if sent < len(piece):
-            return [memoryview(piece)[sent:], *pieces[index + 1 :]]
-        sent -= len(piece)
-    return []
 
 
 def refuse(connection: Connection, error: MslError) -> None:

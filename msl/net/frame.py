@@ -17,7 +17,7 @@ from typing import Any
 from msl.errors import ProtocolError
 
 MAGIC = b"MSLF"
-VERSION = 1
+VERSION = 2
 ALIGNMENT = 64
 """Payloads start at multiples of this many bytes: some kernels round differently on other alignments."""
 MAX_TENSORS = 64
@@ -57,6 +57,8 @@ class Flag(IntFlag):
     """Train mode: keep the graph; a BACKWARD is expected in answer."""
     STEP = 2
     """Last micro-batch of its step: after its backward pass the stage's optimizer steps."""
+    TRACE = 4
+    """Without TRAIN: each hop adds a TRACE tensor to the RESULT, with the times of what it did."""
 
 
 class DType(IntEnum):
@@ -112,6 +114,8 @@ class Role(IntEnum):
     """The sink; stages between pass it on unchanged."""
     METRIC = 2
     """The source; stages between pass it on unchanged."""
+    TRACE = 3
+    """The client that asked for it; hops between pass it on unchanged, and append their own."""
 
 
 class TensorFlag(IntFlag):
@@ -126,6 +130,7 @@ class TensorFlag(IntFlag):
 # Plain numbers: the complement of an IntFlag is no more than the flags that it lacks.
 _KNOWN_FLAGS = sum(Flag)
 _KNOWN_TENSOR_FLAGS = sum(TensorFlag)
+_FORWARD_FLAGS = (Flag.TRAIN, Flag.TRAIN | Flag.STEP, Flag.TRACE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +203,7 @@ def parse_header(raw: bytes | memoryview, max_body: int) -> Header:
         raise ProtocolError(f"unknown frame kind {kind}")
     if flags & ~_KNOWN_FLAGS or reserved:
         raise ProtocolError(f"unknown header flags {flags:#x} or reserved bytes {reserved:#x}")
-    if flags and (kind != Kind.FORWARD or flags == Flag.STEP):
+    if flags and (kind != Kind.FORWARD or flags not in _FORWARD_FLAGS):
         raise ProtocolError(f"flags {flags:#x} do not fit a {Kind(kind).name} frame")
     if (num_tensors > 0) != (kind in _TENSOR_KINDS):
         raise ProtocolError(f"a {Kind(kind).name} frame with {num_tensors} tensors")
@@ -283,6 +288,15 @@ def encode(header: Header, specs: Sequence[TensorSpec], payloads: Sequence[memor
             pieces.append(payload)
             pieces.append(bytes(padded(payload.nbytes) - payload.nbytes))
     return [piece for piece in pieces if len(piece)]
+
+
+def unsent(pieces: list[bytes | memoryview], sent: int) -> list[bytes | memoryview]:
+    """What is left of `pieces` after their first `sent` bytes."""
+    for index, piece in enumerate(pieces):
+        if sent < len(piece):
+            return [memoryview(piece)[sent:], *pieces[index + 1 :]]
+        sent -= len(piece)
+    return []
 
 
 def encode_document(header: Header, document: Mapping[str, Any] | None = None) -> list[bytes | memoryview]:

@@ -95,7 +95,7 @@ def assert_still_open(door: Door) -> None:
             b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n",
             "not an msl peer: a frame starts with b'MSLF', this one with b'GET '",
         ),
-        (b"MSLF\x02" + bytes(27), "the peer speaks protocol version 2, this side version 1"),
+        (b"MSLF\x01" + bytes(27), "the peer speaks protocol version 1, this side version 2"),
         (
             b"MSLF\x01\x01" + bytes(18) + struct.pack("<Q", 2**63),
             f"a document of {2**63} bytes; at most 65536 are allowed",

@@ -12,11 +12,12 @@ import os
 import socket
 
 from msl.errors import NetworkError
+from msl.net.fabric import begin_to_connect
 from msl.net.sfc.layout import NSF_PORT
 from msl.plan.steering import ChainPlan, Stop
 
 _IPV6_TRANSPARENT = 75  # linux/in6.h; Python's socket module lacks it
-_BACKLOG = 64
+_BACKLOG = 1024
 
 
 class SfcFabric:
@@ -54,6 +55,10 @@ class SfcFabric:
             target = (str(self._chain.service), self._chain.port)
             return self._connect(socket.socket(socket.AF_INET6, socket.SOCK_STREAM), target)
         return self._connect(transparent_to(accepted), accepted.getsockname()[:2])
+
+    def dial(self, accepted: socket.socket) -> socket.socket:
+        """Begin to connect as `onward` does, without waiting."""
+        return begin_to_connect(transparent_to(accepted), accepted.getsockname()[:2])
 
     def _connect(self, sock: socket.socket, target: tuple[str, int]) -> socket.socket:
         sock.settimeout(self._connect_s)

@@ -1,0 +1,302 @@
+"""Frames over a non-blocking socket: what has arrived so far, and what is still to be sent.
+
+`msl.net.connection` waits in its own threads for one peer. A service has many peers and waits for all of them at once:
+here nothing blocks, and a frame is put together from as many reads as it takes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from msl.errors import NetworkError
+from msl.net.buffers import Lease
+from msl.net.connection import Frame
+from msl.net.frame import (
+    DESCRIPTOR_SIZE,
+    HEADER_SIZE,
+    MAX_DOCUMENT,
+    MAX_TENSORS,
+    Header,
+    TensorSpec,
+    encode,
+    encode_document,
+    padded,
+    parse_descriptors,
+    parse_document,
+    parse_header,
+    unsent,
+)
+
+_STAGING = HEADER_SIZE + MAX_TENSORS * DESCRIPTOR_SIZE + 4096
+_IOV_MAX = 1024
+
+
+@dataclass(slots=True)
+class Backlog:
+    """What waits to be taken by the peers of several streams."""
+
+    num_bytes: int = 0
+
+
+Lend = Callable[[int], Lease | None]
+"""Lends a buffer of so many bytes; None if there is no room now."""
+
+
+class Stream:
+    """One peer of a service.
+
+    Args:
+        sock: stream socket, connected or about to be; owned from here on, and made non-blocking.
+        peer: who is at the other end, for error messages.
+        lend: where payloads are received.
+        max_body: largest frame body that is accepted, in bytes.
+        backlog: where what is still to be sent is added up.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        peer: str,
+        lend: Lend,
+        max_body: int = MAX_DOCUMENT,
+        backlog: Backlog | None = None,
+    ) -> None:
+        self.peer = peer
+        self.max_body = max_body
+        self.header_ns = 0
+        """When the header of the frame that is being received was read, or that of the last one; monotonic."""
+        self.moved_s = time.monotonic()
+        """When a byte was last received or taken by the peer; monotonic."""
+        self.starved = False
+        """There was no buffer for the payload that comes next: read again when there may be one."""
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self._sock = sock
+        self._lend = lend
+        self._backlog = backlog or Backlog()
+        self._staging = memoryview(bytearray(_STAGING))
+        self._start = 0  # unread bytes of the staging area: [start, end)
+        self._end = 0
+        self._header: Header | None = None
+        self._specs: tuple[TensorSpec, ...] = ()
+        self._parsed: tuple[TensorSpec, ...] = ()  # descriptors of the last tensor frame, and what they were read from
+        self._parsed_from = (b"", 0)
+        self._lease: Lease | None = None
+        self._body: memoryview | None = None  # where the rest of the frame goes, and how much of it is there
+        self._filled = 0
+        self._outgoing: deque[tuple[list[bytes | memoryview], Sequence[Lease]]] = deque()
+        sock.setblocking(False)
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 20)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
+
+    def fileno(self) -> int:
+        """Descriptor to be waited for."""
+        return self._sock.fileno()
+
+    @property
+    def socket(self) -> socket.socket:
+        """The socket itself, for what is asked of its addresses."""
+        return self._sock
+
+    @property
+    def in_frame(self) -> bool:
+        """Whether some of a frame has arrived, and some has not."""
+        return self._header is not None or self._end > self._start
+
+    @property
+    def sending(self) -> bool:
+        """Whether something waits for the peer to take it."""
+        return bool(self._outgoing)
+
+    def connected(self) -> None:
+        """Take note that a connection attempt has ended.
+
+        Raises:
+            NetworkError: it failed.
+        """
+        code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            raise NetworkError(f"cannot connect to {self.peer}: {errno.errorcode.get(code, code)}")
+        self.moved_s = time.monotonic()
+
+    def read(self) -> Frame | None:
+        """The next frame, or None if it is not complete yet; `starved` tells if it is for want of a buffer.
+
+        Raises:
+            EOFError: the peer has said all, and ended at the end of a frame.
+            NetworkError: the connection broke, or ended within a frame.
+            ProtocolError: what it sent is no frame; the stream cannot be read on from here.
+        """
+        while True:
+            if self._body is None and not self._begin():
+                return None
+            if self._body is not None:
+                if self._filled == len(self._body):
+                    return self._complete()
+                if not self._receive_body():
+                    return None
+
+    def send(
+        self,
+        header: Header,
+        specs: Sequence[TensorSpec] = (),
+        payloads: Sequence[memoryview] = (),
+        leases: Sequence[Lease] = (),
+    ) -> bool:
+        """Send a tensor frame, or as much of it as the peer takes now; `leases` are released once it is sent.
+
+        Returns:
+            Whether all is sent; if not, call `flush` when the socket can be written to.
+
+        Raises:
+            NetworkError: the connection broke.
+        """
+        return self._put(encode(header, specs, payloads), leases)
+
+    def send_document(self, header: Header, document: Mapping[str, Any] | None = None) -> bool:
+        """Send a control frame; as `send`."""
+        return self._put(encode_document(header, document), ())
+
+    def flush(self) -> bool:
+        """Send what waits; as `send`."""
+        while self._outgoing:
+            pieces, leases = self._outgoing[0]
+            while pieces:
+                try:
+                    sent = self._sock.sendmsg(pieces[:_IOV_MAX])
+                except (BlockingIOError, InterruptedError):
+                    return False
+                except OSError as error:
+                    raise NetworkError(f"the connection to {self.peer} broke: {error.strerror}") from error
+                self.bytes_out += sent
+                self._backlog.num_bytes -= sent
+                self.moved_s = time.monotonic()
+                pieces = unsent(pieces, sent)
+                self._outgoing[0] = pieces, leases
+            for lease in leases:
+                lease.release()
+            self._outgoing.popleft()
+        return True
+
+    def finish(self) -> None:
+        """Say that nothing more will be sent; the peer still may send."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """Close, and release what was still to be received or sent."""
+        self._sock.close()
+        if self._lease is not None:
+            self._lease.release()
+        self._lease, self._body, self._header = None, None, None
+        for pieces, leases in self._outgoing:
+            self._backlog.num_bytes -= sum(map(len, pieces))
+            for lease in leases:
+                lease.release()
+        self._outgoing.clear()
+
+    def _begin(self) -> bool:
+        """Read header and descriptors, and make room for the rest; False if that must wait."""
+        if self._header is None:
+            if not self._stage(HEADER_SIZE):
+                return False
+            self._header = parse_header(self._taken(HEADER_SIZE), self.max_body)
+            self.header_ns = time.monotonic_ns()
+            self._specs = ()
+        header = self._header
+        size = header.body_size
+        if header.num_tensors:
+            descriptors = header.num_tensors * DESCRIPTOR_SIZE
+            if not self._specs:
+                if not self._stage(descriptors):
+                    return False
+                self._specs = self._parse(bytes(self._taken(descriptors)), header)
+            size -= descriptors
+            self._lease = self._lend(size) if size else None
+            self.starved = bool(size) and self._lease is None
+            if self.starved:
+                return False
+            self._body = self._lease.view[:size] if self._lease is not None else memoryview(b"")
+        else:
+            self._body = memoryview(bytearray(size))
+        self._filled = min(self._end - self._start, size)
+        self._body[: self._filled] = self._taken(self._filled)
+        return True
+
+    def _parse(self, raw: bytes, header: Header) -> tuple[TensorSpec, ...]:
+        """Descriptors; not parsed again if they are those of the frame before, as most are."""
+        if (raw, header.body_size) != self._parsed_from:
+            self._parsed = parse_descriptors(memoryview(raw), header)
+            self._parsed_from = raw, header.body_size
+        return self._parsed
+
+    def _complete(self) -> Frame:
+        assert self._header is not None
+        assert self._body is not None
+        header, body, lease, specs = self._header, self._body, self._lease, self._specs
+        self._header, self._body, self._lease = None, None, None
+        if not header.num_tensors:
+            return Frame(header, document=parse_document(body))
+        payloads = []
+        offset = 0
+        for spec in specs:
+            payloads.append(body[offset : offset + spec.num_bytes])
+            offset += padded(spec.num_bytes)
+        return Frame(header, specs, tuple(payloads), lease=lease)
+
+    def _stage(self, num_bytes: int) -> bool:
+        """Have that many bytes in the staging area; False if they have not arrived yet."""
+        while self._end - self._start < num_bytes:
+            if self._start:
+                left = self._end - self._start
+                self._staging[:left] = self._staging[self._start : self._end]
+                self._start, self._end = 0, left
+            count = self._recv(self._staging[self._end :])
+            if not count:
+                return False
+            self._end += count
+        return True
+
+    def _taken(self, num_bytes: int) -> memoryview:
+        view = self._staging[self._start : self._start + num_bytes]
+        self._start += num_bytes
+        return view
+
+    def _receive_body(self) -> bool:
+        assert self._body is not None
+        count = self._recv(self._body[self._filled :])
+        self._filled += count
+        return bool(count)
+
+    def _recv(self, view: memoryview) -> int:
+        """Bytes received; 0 if there are none now."""
+        try:
+            count = self._sock.recv_into(view)
+        except (BlockingIOError, InterruptedError):
+            return 0
+        except OSError as error:
+            raise NetworkError(f"the connection to {self.peer} broke: {error.strerror}") from error
+        if not count:
+            if self.in_frame:
+                raise NetworkError(f"{self.peer} closed the connection in the middle of a frame")
+            raise EOFError
+        self.bytes_in += count
+        self.moved_s = time.monotonic()
+        return count
+
+    def _put(self, pieces: list[bytes | memoryview], leases: Sequence[Lease]) -> bool:
+        if not self._outgoing:
+            self.moved_s = time.monotonic()  # the peer's patience begins now
+        self._outgoing.append((pieces, leases))
+        self._backlog.num_bytes += sum(map(len, pieces))
+        return len(self._outgoing) == 1 and self.flush()

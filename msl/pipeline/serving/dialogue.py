@@ -1,0 +1,415 @@
+"""What is said in the sessions of one hop: HELLO and WELCOME, requests in, answers back, and how a session ends.
+
+Nothing here waits, and nothing here computes: the poller calls when a connection can be read or written, and the
+computing thread hands over what is to go on. All calls are made under the service's lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+
+from msl.errors import MslError, NetworkError, ProtocolError, StageError
+from msl.net.buffers import BufferPool, Lease
+from msl.net.connection import Frame
+from msl.net.fabric import Fabric
+from msl.net.frame import MAX_DOCUMENT, Flag, Header, Kind, TensorSpec
+from msl.net.stream import Backlog, Stream
+from msl.pipeline.exchange import leases_of
+from msl.pipeline.serving.counters import ServiceCounters
+from msl.pipeline.serving.request import Request
+from msl.pipeline.serving.rules import HopRules, read_welcome
+from msl.pipeline.serving.session import Session, State
+from msl.pipeline.serving.trace import HopTimes, encode_times, now_ns
+from msl.pipeline.serving.turns import Turns
+from msl.pipeline.wire import describe_all
+
+log = logging.getLogger(__name__)
+
+HELLO_S = 5.0
+"""A connection that has not said HELLO after this time is closed."""
+LEAVING_S = 2.0
+"""Time for a client to read the ERROR that ends its session, during which what it still sends is thrown away."""
+_KEPT_BYTES = 64 * 2**20
+"""Receive buffers that stay for later use."""
+_FRAMES_A_TURN = 16
+"""Frames that are read from one connection before others have their turn."""
+
+
+class Watch(Protocol):
+    """Waits for what happens on connections."""
+
+    def add(self, session: Session, stream: Stream) -> None:
+        """A connection is new."""
+        ...
+
+    def drop(self, stream: Stream) -> None:
+        """A connection is about to be closed."""
+        ...
+
+
+class Dialogue:
+    """The sessions of one hop.
+
+    Args:
+        rules: what the hop knows of itself and its neighbours.
+        fabric: makes the connections onward.
+        turns: where requests wait to be computed.
+        watch: told which connections there are.
+    """
+
+    def __init__(self, rules: HopRules, fabric: Fabric, turns: Turns, watch: Watch) -> None:
+        self.rules = rules
+        self.counters = ServiceCounters()
+        self.sessions: dict[Session, None] = {}
+        """All that are not closed, in the order of their arrival."""
+        self.requests = BufferPool(_KEPT_BYTES)
+        self.answers = BufferPool(_KEPT_BYTES)
+        self.backlog = Backlog()
+        self.starved: dict[Session, None] = {}
+        """Sessions whose next request waits for a buffer, in order."""
+        self._fabric = fabric
+        self._turns = turns
+        self._watch = watch
+
+    def admit(self, sock: socket.socket, address: str) -> None:
+        """A new connection."""
+        self.counters.accepted += 1
+        if len(self.sessions) >= self.rules.max_sessions:
+            self._make_room()
+        previous = Stream(sock, f"the peer at {address}", self.lend, MAX_DOCUMENT, self.backlog)
+        session = Session(previous)
+        self.sessions[session] = None
+        self._watch.add(session, previous)
+        if len(self.sessions) > self.rules.max_sessions:
+            self.refuse(session, NetworkError(f"the service has its most connections ({self.rules.max_sessions})"))
+
+    def _make_room(self) -> None:
+        """Close who has been silent longest, or is leaving: a crowd of strangers must not keep clients out."""
+        for session in self.sessions:
+            if session.state in (State.GREETING, State.LEAVING):
+                self.counters.refused["silent"] += 1
+                self.close(session)
+                return
+
+    def lend(self, num_bytes: int) -> Lease | None:
+        """A buffer for a request, if there is room for it."""
+        lent = self.requests.lent_bytes
+        if lent and lent + num_bytes > self.rules.memory_bytes:
+            return None
+        return self.requests.lease(num_bytes)
+
+    def wants_more(self, session: Session) -> bool:
+        """Whether the session's client is to be read from."""
+        if session.state is State.OPEN:
+            return not session.ended and session.unanswered < self.rules.in_flight and session not in self.starved
+        return session.state in (State.GREETING, State.LEAVING)
+
+    def readable(self, session: Session, stream: Stream) -> None:
+        """Something has arrived on one of a session's connections, or it has ended."""
+        if stream is not session.previous:
+            self._guarded(session, stream, self._read_following)
+        elif self.wants_more(session):
+            self._guarded(session, stream, self._read_previous)
+        else:
+            # It would not have been told of data: the client is gone.
+            self._guarded(session, stream, self._lost)
+
+    def writable(self, session: Session, stream: Stream) -> None:
+        """One of a session's connections takes more, or has been made."""
+
+        def write(of: Session) -> None:
+            if of.state is State.CONNECTING and stream is of.following:
+                stream.connected()
+                of.become(State.WELCOMING)
+                stream.send_document(Header(Kind.HELLO), self.rules.hello_onward())
+            else:
+                stream.flush()
+                self._end_if_done(of)
+
+        self._guarded(session, stream, write)
+
+    def deliver(self, request: Request, outputs: list[torch.Tensor] | MslError) -> None:
+        """A request was computed: send what came out onward, or back from the sink."""
+        session = request.session
+        if session.state is not State.OPEN:
+            request.frame.release()
+            return
+        if isinstance(outputs, MslError):
+            request.frame.release()
+            self.refuse(session, outputs)
+            return
+        stream = session.following or session.previous
+        self._guarded(session, stream, lambda of: self._send_on(of, request, outputs))
+
+    def feed_starved(self) -> list[Session]:
+        """Read on from those whose requests waited for buffers, as far as there are some now; who that was."""
+        fed = []
+        for session in list(self.starved):
+            del self.starved[session]
+            fed.append(session)
+            self._guarded(session, session.previous, self._read_previous)
+            if session in self.starved:
+                break
+        return fed
+
+    def check_deadlines(self) -> None:
+        """End the sessions that have waited too long."""
+        now = time.monotonic()
+        for session in list(self.sessions):
+            if reason := self._overdue(session, now):
+                self.refuse(session, NetworkError(reason))
+            elif session.state is State.LEAVING and now - session.since_s > LEAVING_S:
+                self.close(session)
+
+    def refuse(self, session: Session, error: MslError) -> None:
+        """End a session with an error, which its client is told if it can be."""
+        document = {
+            "kind": type(error).__name__,
+            "stage": self.rules.name,
+            "host": self.rules.host,
+            "step": self.rules.step,
+            "micro_batch": -1,
+            "message": str(error)[:1000],
+        }
+        self._leave(session, document)
+
+    def close(self, session: Session) -> None:
+        """End a session at once."""
+        if session.state is State.CLOSED:
+            return
+        session.become(State.CLOSED)
+        self.sessions.pop(session, None)
+        self._abandon(session)
+        for stream in session.streams:
+            self._end(stream)
+
+    def _leave(self, session: Session, document: dict[str, object]) -> None:
+        if session.state in (State.LEAVING, State.CLOSED):
+            return
+        self.counters.refused[str(document.get("kind"))] += 1
+        log.info("hop %d: a session of %s ends: %s", self.rules.hop, session.previous.peer, document.get("message"))
+        if session.previous.sending:
+            self.close(session)  # it stands in the middle of an answer that is not taken; an error would not be either
+            return
+        self._abandon(session)
+        session.become(State.LEAVING)
+        if session.following is not None:
+            self._end(session.following)
+            session.following = None
+        try:
+            session.previous.send_document(Header(Kind.ERROR), document)
+            session.previous.finish()
+        except NetworkError:
+            self.close(session)
+
+    def _abandon(self, session: Session) -> None:
+        """Forget what is under way."""
+        self.starved.pop(session, None)
+        for request in self._turns.remove(session):
+            request.frame.release()
+        for request in session.waiting:
+            request.frame.release()
+        session.waiting.clear()
+
+    def _end(self, stream: Stream) -> None:
+        self._watch.drop(stream)
+        stream.close()
+
+    def _guarded(self, session: Session, stream: Stream, call: Callable[[Session], None]) -> None:
+        """Do something with one connection of a session; what goes wrong ends this session and no other."""
+        if session.state is State.CLOSED:
+            return
+        try:
+            call(session)
+        except MslError as error:
+            if stream is session.previous and isinstance(error, NetworkError) and not isinstance(error, ProtocolError):
+                self.counters.refused["gone"] += 1
+                self.close(session)  # there is nobody to be told
+            else:
+                self.refuse(session, error)
+        except Exception as error:
+            log.exception("hop %d: a session failed", self.rules.hop)
+            self.refuse(session, StageError(f"{type(error).__name__}: {error}"))
+
+    def _lost(self, session: Session) -> None:
+        raise NetworkError(f"{session.previous.peer} closed the connection")
+
+    # -- what the previous hop says
+
+    def _read_previous(self, session: Session) -> None:
+        if session.state is State.LEAVING:
+            self._discard(session)
+            return
+        for _ in range(_FRAMES_A_TURN):
+            if not self.wants_more(session):
+                return
+            try:
+                frame = session.previous.read()
+            except EOFError:
+                session.ended = True
+                self._end_if_done(session)
+                return
+            if frame is None:
+                if session.previous.starved:
+                    self.starved[session] = None
+                return
+            if frame.kind is Kind.PING:
+                continue
+            if session.state is State.GREETING:
+                self._greet(session, frame)
+            else:
+                self._take_in(session, frame)
+
+    def _discard(self, session: Session) -> None:
+        with contextlib.suppress(BlockingIOError, InterruptedError):
+            for _ in range(_FRAMES_A_TURN):
+                try:
+                    if session.previous.socket.recv(65536):
+                        continue
+                except ConnectionError:
+                    pass
+                self.close(session)
+                return
+
+    def _greet(self, session: Session, frame: Frame) -> None:
+        if frame.kind is not Kind.HELLO:
+            raise ProtocolError(f"a connection begins with HELLO, not {frame.kind.name}")
+        self.rules.check_hello(frame.document)
+        if self.rules.next_peer is None:
+            self._open(session, [])
+            return
+        sock = self._fabric.dial(session.previous.socket)
+        session.following = Stream(sock, self.rules.next_peer, self.answers.lease, MAX_DOCUMENT, self.backlog)
+        session.become(State.CONNECTING)
+        self._watch.add(session, session.following)
+
+    def _open(self, session: Session, path: list[dict[str, object]]) -> None:
+        session.become(State.OPEN)
+        session.previous.max_body = self.rules.max_body
+        if session.following is not None:
+            session.following.max_body = self.rules.max_body
+        session.previous.send_document(Header(Kind.WELCOME), self.rules.welcome(path))
+
+    def _take_in(self, session: Session, frame: Frame) -> None:
+        try:
+            samples = self.rules.check_request(frame)
+        except ProtocolError:
+            frame.release()
+            raise
+        session.unanswered += 1
+        self.counters.requests += 1
+        self.counters.samples += samples
+        self._turns.add(Request(session, frame, samples, session.previous.header_ns))
+
+    def _end_if_done(self, session: Session) -> None:
+        if session.ended and not session.unanswered and not session.previous.sending:
+            self.close(session)
+
+    # -- what the next hop says
+
+    def _read_following(self, session: Session) -> None:
+        following = session.following
+        while following is not None and session.state in (State.WELCOMING, State.OPEN):
+            try:
+                frame = following.read()
+            except EOFError:
+                raise NetworkError(f"{following.peer} closed the connection") from None
+            if frame is None:
+                return
+            if frame.kind is Kind.PING:
+                continue
+            if session.state is State.WELCOMING:
+                self._open(session, read_welcome(frame, following.peer))
+            elif frame.kind is Kind.ERROR:
+                self._leave(session, dict(frame.document))
+            else:
+                self._answer(session, frame, following.header_ns)
+
+    def _answer(self, session: Session, frame: Frame, header_ns: int) -> None:
+        """Pass an answer on, unchanged but for the times."""
+        request = session.waiting.popleft() if session.waiting else None
+        asked = request.frame.header if request is not None else None
+        got = frame.header
+        if request is None or asked is None or frame.kind is not Kind.RESULT or got.micro_batch != asked.micro_batch:
+            frame.release()
+            raise ProtocolError(f"a {frame.kind.name} of request {got.micro_batch} that was not due")
+        specs, payloads = list(frame.specs), list(frame.payloads)
+        self._send_back(session, request, specs, payloads, leases_of(frame), header_ns)
+
+    # -- what this hop says
+
+    def _send_on(self, session: Session, request: Request, outputs: list[torch.Tensor]) -> None:
+        specs, payloads = describe_all(outputs)
+        request.encoded_ns = now_ns()
+        leases = leases_of(request.frame)  # an output may be a view of an input
+        if session.following is None:
+            request.sent_ns = request.encoded_ns
+            self._send_back(session, request, specs, payloads, leases, request.encoded_ns)
+            return
+        asked = request.frame.header
+        flags = asked.flags & Flag.TRACE
+        header = Header(Kind.FORWARD, flags, asked.step, asked.micro_batch, request.samples)
+        session.waiting.append(request)
+        session.following.send(header, specs, payloads, leases)
+        request.sent_ns = now_ns()
+
+    def _send_back(
+        self,
+        session: Session,
+        request: Request,
+        specs: list[TensorSpec],
+        payloads: list[memoryview],
+        leases: list[Lease],
+        answer_ns: int,
+    ) -> None:
+        answered_ns = now_ns()
+        if request.traced:
+            times = HopTimes(
+                self.rules.hop,
+                request.header_ns,
+                request.received_ns,
+                request.taken_ns,
+                request.computed_ns,
+                request.encoded_ns,
+                request.sent_ns,
+                answer_ns,
+                answered_ns,
+                request.computed_samples,
+            )
+            spec, payload = encode_times(times)
+            specs.append(spec)
+            payloads.append(payload)
+        asked = request.frame.header
+        session.unanswered -= 1
+        self.counters.answered += 1
+        self.counters.latency.add(answered_ns - request.header_ns)
+        session.previous.send(Header(Kind.RESULT, Flag(0), asked.step, asked.micro_batch), specs, payloads, leases)
+        self._end_if_done(session)
+
+    def _overdue(self, session: Session, now: float) -> str | None:
+        """Why a session has waited too long, if it has."""
+        rules, waited = self.rules, now - session.since_s
+        following, previous = session.following, session.previous
+        if session.state is State.GREETING and waited > HELLO_S:
+            return f"no HELLO within {HELLO_S:g} s"
+        if session.state in (State.CONNECTING, State.WELCOMING) and waited > rules.connect_s:
+            return f"no answer from {rules.next_peer} within {rules.connect_s:g} s (timeouts.connect_s)"
+        if session.state is not State.OPEN:
+            return None
+        stuck = [s for s in session.streams if s.sending and now - s.moved_s > rules.silence_s]
+        if stuck:
+            return f"{stuck[0].peer} took nothing for {rules.silence_s:g} s (timeouts.silence_s)"
+        if previous.in_frame and self.wants_more(session) and now - previous.moved_s > rules.silence_s:
+            return f"half a frame, then nothing for {rules.silence_s:g} s (timeouts.silence_s)"
+        if following is not None and session.waiting:
+            oldest_s = (now_ns() - session.waiting[0].sent_ns) / 1e9
+            if session.waiting[0].sent_ns and oldest_s > rules.answer_s:
+                return f"no answer from {following.peer} within {rules.answer_s:g} s (timeouts.step_s)"
+        return None

@@ -1,0 +1,268 @@
+"""One hop of a service, running: two threads that take turns at waiting for the network and at computing.
+
+Whoever finds a complete request computes it at once and sends on what comes out, while the other thread goes on
+waiting: no request is handed from thread to thread. (Leader and followers: Schmidt et al., Pattern-Oriented Software
+Architecture 2, 2000.) Only one thread computes at a time, so that requests stay in order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import select
+import socket
+import threading
+import time
+from collections.abc import Sequence
+
+import psutil
+
+from msl.errors import MslError
+from msl.net.fabric import Fabric
+from msl.net.stream import Stream
+from msl.pipeline.runtime import set_threads
+from msl.pipeline.serving.compute import Inference, Outputs
+from msl.pipeline.serving.counters import ServiceReport
+from msl.pipeline.serving.dialogue import Dialogue
+from msl.pipeline.serving.request import Request
+from msl.pipeline.serving.rules import HopRules
+from msl.pipeline.serving.session import Session, State
+from msl.pipeline.serving.trace import now_ns
+from msl.pipeline.serving.turns import Turns
+
+log = logging.getLogger(__name__)
+
+_TICK_S = 0.25
+_ACCEPTS_A_TURN = 64
+_NAP_S = 0.0005
+_THREADS = 2
+
+
+class Service:
+    """Serves a stage to whoever connects.
+
+    Args:
+        rules: what the hop knows of itself and its neighbours.
+        inference: the stage.
+        fabric: makes the sockets.
+        listener: where the previous hop connects; owned from here on.
+        turns: whose request is computed next.
+        threads: torch's threads within an operation.
+    """
+
+    def __init__(
+        self,
+        rules: HopRules,
+        inference: Inference,
+        fabric: Fabric,
+        listener: socket.socket,
+        turns: Turns,
+        threads: int = 1,
+    ) -> None:
+        self._rules = rules
+        self._inference = inference
+        self._turns = turns
+        self._listener = listener
+        self._num_threads = threads
+        self._dialogue = Dialogue(rules, fabric, turns, self)
+        self._lock = threading.Lock()
+        """Guards all but the next three. It is held while bytes are moved, not while one waits or computes."""
+        self._roles = threading.Condition()
+        self._leading = False
+        self._computing = False
+        self._poll = select.epoll()
+        self._watched: dict[int, tuple[Session, Stream]] = {}
+        self._interest: dict[int, int] = {}
+        self._wake, self._woken = socket.socketpair()
+        self._closed = threading.Event()
+        self._fault: str | None = None
+        listener.setblocking(False)
+        for sock in (listener, self._woken):
+            self._poll.register(sock, select.EPOLLIN)
+        self._threads = [
+            threading.Thread(target=self._run, name=f"msl-serve-{i}", daemon=True) for i in range(_THREADS)
+        ]
+
+    def start(self) -> None:
+        """Start to serve."""
+        for thread in self._threads:
+            thread.start()
+
+    def report(self) -> ServiceReport:
+        """How the hop is."""
+        with self._lock:
+            dialogue = self._dialogue
+            return ServiceReport(
+                self._rules.name,
+                self._rules.host,
+                self._rules.hop,
+                time.monotonic(),
+                len(dialogue.sessions),
+                len(self._turns),
+                dialogue.requests.lent_bytes + dialogue.answers.lent_bytes,
+                dialogue.requests.allocated_bytes + dialogue.answers.allocated_bytes,
+                psutil.Process().memory_info().rss,
+                copy.deepcopy(dialogue.counters),
+                self._fault,
+            )
+
+    def wait(self, timeout_s: float) -> str | None:
+        """Wait until the hop has stopped serving, at most `timeout_s`; returns why, if it has failed."""
+        self._closed.wait(timeout_s)
+        return self._fault
+
+    def close(self) -> None:
+        """Stop: close all connections, and end the threads."""
+        self._closed.set()
+        with contextlib.suppress(OSError):
+            self._wake.send(b"x")
+        with self._roles:
+            self._roles.notify_all()
+        for thread in self._threads:
+            if thread.is_alive() and thread is not threading.current_thread():
+                thread.join(timeout=5.0)
+        with self._lock:
+            for session in list(self._dialogue.sessions):
+                self._dialogue.close(session)
+            for sock in (self._listener, self._wake, self._woken):
+                sock.close()
+            self._poll.close()
+
+    # -- the two roles
+
+    def _run(self) -> None:
+        set_threads(self._num_threads)
+        try:
+            while not self._closed.is_set():
+                with self._roles:
+                    while self._leading and not self._closed.is_set():
+                        self._roles.wait()
+                    self._leading = True
+                try:
+                    computes = self._lead()
+                finally:
+                    with self._roles:
+                        self._leading = False
+                        self._roles.notify()
+                if computes:
+                    self._compute()
+        except Exception as error:
+            log.exception("hop %d stops serving", self._rules.hop)
+            self._fault = f"{type(error).__name__}: {error}"
+            self._closed.set()
+            with self._roles:
+                self._roles.notify_all()
+
+    def _lead(self) -> bool:
+        """Wait for the network and answer it, until something waits that nobody computes; False at the end."""
+        checked_s = time.monotonic()
+        while not self._closed.is_set():
+            events = self._poll.poll(_TICK_S)
+            with self._lock:
+                for descriptor, event in events:
+                    self._happened(descriptor, event)
+                if time.monotonic() - checked_s > _TICK_S:
+                    checked_s = time.monotonic()
+                    self._dialogue.check_deadlines()
+                    for session in self._dialogue.sessions:
+                        self._settle(session)
+                    self._poll.modify(self._listener, select.EPOLLIN)
+                if self._turns and not self._computing:
+                    self._computing = True
+                    return True
+        return False
+
+    def _compute(self) -> None:
+        """Compute until nothing waits."""
+        while not self._closed.is_set():
+            with self._lock:
+                due_ns = self._turns.due_in_ns(now_ns())
+                if due_ns is None:
+                    self._computing = False
+                    return
+                full = self._dialogue.backlog.num_bytes > self._rules.memory_bytes
+                requests = [] if due_ns or full else self._turns.take()
+                for request in requests:
+                    request.taken_ns = now_ns()
+                    self._dialogue.counters.queue.add(request.taken_ns - request.received_ns)
+            if not requests:
+                time.sleep(min(_NAP_S, due_ns / 1e9 or _NAP_S))
+                continue
+            outputs = self._inference.compute(requests)
+            with self._lock:
+                self._hand_over(requests, outputs)
+
+    def _hand_over(self, requests: Sequence[Request], outputs: Sequence[Outputs | MslError]) -> None:
+        computed_ns = now_ns()
+        counters = self._dialogue.counters
+        counters.batches += 1
+        counters.compute.add(computed_ns - requests[0].taken_ns)
+        samples = sum(request.samples for request in requests)
+        for request, output in zip(requests, outputs, strict=True):
+            request.computed_ns, request.computed_samples = computed_ns, samples
+            self._dialogue.deliver(request, output)
+            self._settle(request.session)
+        self._feed()
+
+    # -- the poller; under the lock
+
+    def add(self, session: Session, stream: Stream) -> None:
+        """Wait for what happens on a connection."""
+        descriptor = stream.fileno()
+        self._watched[descriptor] = session, stream
+        self._interest[descriptor] = 0
+        self._poll.register(descriptor, 0)
+        self._settle(session)
+
+    def drop(self, stream: Stream) -> None:
+        """Wait no longer."""
+        descriptor = stream.fileno()
+        del self._watched[descriptor], self._interest[descriptor]
+        self._poll.unregister(descriptor)
+
+    def _happened(self, descriptor: int, event: int) -> None:
+        if descriptor == self._listener.fileno():
+            self._accept()
+            return
+        if descriptor not in self._watched:
+            return  # closed by what happened before it
+        session, stream = self._watched[descriptor]
+        if event & select.EPOLLOUT:
+            self._dialogue.writable(session, stream)
+        if event & ~select.EPOLLOUT and descriptor in self._watched:
+            self._dialogue.readable(session, stream)
+        self._settle(session)
+        self._feed()
+
+    def _feed(self) -> None:
+        for session in self._dialogue.feed_starved() if self._dialogue.starved else ():
+            self._settle(session)
+
+    def _settle(self, session: Session) -> None:
+        """Wait for what can happen next on a session's connections."""
+        if session.state is State.CLOSED:
+            return
+        for stream in session.streams:
+            wanted = select.EPOLLOUT if stream.sending else 0
+            if stream is session.previous:
+                wanted |= select.EPOLLIN if self._dialogue.wants_more(session) else 0
+            else:
+                wanted |= select.EPOLLOUT if session.state is State.CONNECTING else select.EPOLLIN
+            descriptor = stream.fileno()
+            if self._interest[descriptor] != wanted:
+                self._interest[descriptor] = wanted
+                self._poll.modify(descriptor, wanted)
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPTS_A_TURN):
+            try:
+                sock, address = self._listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionError):
+                return
+            except OSError as error:
+                # Out of descriptors, perhaps: go on with whom there is until the next tick.
+                log.warning("hop %d: accept failed: %s", self._rules.hop, error)
+                self._poll.modify(self._listener, 0)
+                return
+            self._dialogue.admit(sock, address[0])
