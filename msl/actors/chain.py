@@ -19,6 +19,7 @@ from msl.actors.member import Identity, Report
 from msl.actors.remote import MemberActor
 from msl.config import Config
 from msl.errors import ClusterError, ConfigError, MslError, StageError
+from msl.net.fabric import Endpoint
 from msl.pipeline.fault import Fault
 from msl.pipeline.source import Tally
 from msl.pipeline.stage import StageState
@@ -109,6 +110,11 @@ class Chain:
         tally: Tally = self._attend(self._actors[0].evaluate.remote(step))
         return tally
 
+    def serve(self, step: int) -> Endpoint:
+        """Let clients ask the chain between its steps; returns where, on the source's host."""
+        endpoint: Endpoint = self._get(self._actors[0].serve.remote(step), 0, self._config.timeouts.start_s)
+        return endpoint
+
     def states(self) -> list[StageState]:
         """What each stage has learnt; only between epochs."""
         states = self._call_all("state", self._config.timeouts.start_s)
@@ -153,11 +159,11 @@ class Chain:
         try:
             return ray.get(reference, timeout=timeout_s)
         except RayTaskError as error:
-            raise _unwrap(error, where) from error
+            raise unwrap(error, where) from error
         except RayActorError as error:
             if self._endings:  # the chain was running: find out who is gone
                 raise self._failure(error) from error
-            raise _creation_error(error, where) from error
+            raise creation_error(error, where) from error
         except ray.exceptions.GetTimeoutError as error:
             raise ClusterError(f"{where}: no answer within {timeout_s:.0f} s (timeouts.start_s)") from error
 
@@ -247,7 +253,7 @@ def _cause_of_death(error: RayActorError) -> str:
     return "its process is gone"
 
 
-def _unwrap(error: RayTaskError, where: str) -> MslError:
+def unwrap(error: RayTaskError, where: str) -> MslError:
     """The error that a member raised, with its place in front."""
     cause = error.cause
     if isinstance(cause, MslError):
@@ -256,7 +262,7 @@ def _unwrap(error: RayTaskError, where: str) -> MslError:
     return StageError(f"{where}: {last}")
 
 
-def _creation_error(error: RayActorError, where: str) -> MslError:
+def creation_error(error: RayActorError, where: str) -> MslError:
     """Why an actor could not be made: the last line of its traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     last = lines[-1] if lines else type(error).__name__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,16 +88,30 @@ class ClusterStatus:
 
 def look(cluster: local.LocalCluster) -> ClusterStatus:
     """How a kept cluster is; from within its network."""
-    dead = {host.name for host in cluster.dead_hosts()}
-    nodes: dict[str, Any] = {}
-    members: dict[str, list[str]] = {}
-    domain = None
-    if cluster.hosts[0].name not in dead:
-        with connected(cluster):
+    return next(watch(cluster))
+
+
+def watch(cluster: local.LocalCluster) -> Iterator[ClusterStatus]:
+    """How a kept cluster is, again and again, about once a second; from within its network."""
+    if cluster.hosts[0] in cluster.dead_hosts():
+        while True:
+            yield _status(cluster, {}, {}, None)
+    with connected(cluster):
+        while True:
             nodes = {node["NodeName"]: node for node in ray_nodes() if node["Alive"]}
-            members = _members()
-            agents = find_agents(cluster.domain()) if cluster.testbed and not dead else None
+            healthy = not cluster.dead_hosts()
+            agents = find_agents(cluster.domain()) if cluster.testbed and healthy else None
             domain = _look_at(agents) if agents is not None else None
+            yield _status(cluster, nodes, _members(), domain)
+
+
+def _status(
+    cluster: local.LocalCluster,
+    nodes: Mapping[str, Any],
+    members: Mapping[str, list[str]],
+    domain: DomainStatus | None,
+) -> ClusterStatus:
+    dead = {host.name for host in cluster.dead_hosts()}
     return ClusterStatus(
         cluster,
         tuple(

@@ -83,14 +83,14 @@ class LocalCluster:
         return next((line.strip() for line in reversed(lines) if line.strip()), "it wrote nothing")
 
 
-def _home() -> Path:
+def home() -> Path:
     """Where this user's clusters keep their state; short, for the sake of socket paths."""
     return Path("/tmp") / f"msl-{os.getuid()}"
 
 
 def state_folder(name: str) -> Path:
     """State and raylets' temporary folders of one cluster."""
-    return _home() / f"{zlib.crc32(name.encode()):08x}"
+    return home() / f"{zlib.crc32(name.encode()):08x}"
 
 
 def find(name: str) -> LocalCluster | None:
@@ -203,7 +203,7 @@ def stop(cluster: LocalCluster) -> int:
 def stop_stale() -> list[str]:
     """Remove what crashed runs left behind: clusters whose process is gone, or whose raylets are; their names."""
     stale = []
-    for folder in sorted(_home().glob("*")):
+    for folder in sorted(home().glob("*")):
         cluster = _read_state(folder)
         if cluster is None:
             continue

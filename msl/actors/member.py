@@ -18,6 +18,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 import msl
+from msl.actors.gate import Gate
 from msl.config import Config
 from msl.data import Splits
 from msl.errors import MslError, NetworkError, StageError
@@ -34,6 +35,7 @@ from msl.pipeline.link import Inbox, Link
 from msl.pipeline.loop import StageLoop
 from msl.pipeline.nsf import NsfLoop
 from msl.pipeline.runtime import set_threads, threads, torch_version
+from msl.pipeline.serving.counters import ServiceReport
 from msl.pipeline.sink import SinkLoop
 from msl.pipeline.source import SourceLoop, Tally
 from msl.pipeline.stage import Stage, StageState
@@ -100,6 +102,7 @@ class ChainMember:
         self._hop_plan = self._make_hop_plan(job)
         self._counters = Counters()
         self._door: Doorkeeper | None = None
+        self._gate: Gate | None = None
         self._loop: StageLoop | None = None
         self._thread: threading.Thread | None = None
         self._fault: Fault | None = None
@@ -173,8 +176,25 @@ class ChainMember:
         batches = evaluation_batches(self._data.test, self._config.train.eval_batch or self._config.train.batch_size)
         return self._drive(lambda loop: loop.evaluate(batches, step))
 
+    def serve(self, step: int) -> Endpoint:
+        """Source: let clients ask the chain between its steps; returns where.
+
+        Raises:
+            NetworkError: it cannot listen there.
+        """
+        assert isinstance(self._loop, SourceLoop)
+        self._gate = Gate(self._config, self._plan, self._address, self._loop, step)
+        return self._gate.endpoint
+
+    def gate_status(self) -> ServiceReport:
+        """Source: how the gate is that `serve` has opened."""
+        assert self._gate is not None
+        return self._gate.status()
+
     def end(self) -> None:
         """Source: end the chain in order; raises as `train_epoch` does."""
+        if self._gate is not None:
+            self._gate.close()
         self._drive(lambda loop: loop.end())
         self._finished.set()
 
@@ -200,6 +220,8 @@ class ChainMember:
 
     def close(self) -> None:
         """Close everything that is still open."""
+        if self._gate is not None:
+            self._gate.close()
         if self._door is not None:
             self._door.close()
         if self._loop is not None:

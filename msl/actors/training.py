@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from msl.actors import services
 from msl.actors.agents import steered_chain
 from msl.actors.chain import Chain, running
-from msl.actors.cluster import session
+from msl.actors.cluster import Session, session
+from msl.actors.gate import check_inputs
 from msl.actors.job import Job, prepare
 from msl.actors.member import Report
 from msl.actors.network import Network
@@ -91,7 +93,9 @@ class _Run:
         return document
 
 
-def train(config: Config, folder: Path, resume: Path | None, observer: Observer, network: Network) -> dict[str, Any]:
+def train(
+    config: Config, folder: Path, resume: Path | None, observer: Observer, network: Network, serve: bool = False
+) -> dict[str, Any]:
     """Train a job over its chain.
 
     Args:
@@ -100,6 +104,7 @@ def train(config: Config, folder: Path, resume: Path | None, observer: Observer,
         resume: run or checkpoint to continue from.
         observer: told how it goes.
         network: where this process stands.
+        serve: whether clients may ask the chain between its steps.
 
     Returns:
         The summary, as written to `summary.json`.
@@ -116,6 +121,9 @@ def train(config: Config, folder: Path, resume: Path | None, observer: Observer,
         steered = stack.enter_context(steered_chain(config, cluster, job.hosts, places, fabric_events.append))
         plan = job.plan({host: node.cpus for host, node in cluster.nodes.items()}, steered)
         observer.planned(plan)
+        if serve:
+            services.claim(config.name)
+            check_inputs(plan)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG).write_text(to_yaml(config), encoding="utf-8")
         (folder / "plan.txt").write_text(render(plan) + "\n", encoding="utf-8")
@@ -127,6 +135,8 @@ def train(config: Config, folder: Path, resume: Path | None, observer: Observer,
                 _write_placement(run, chain)
                 observer.say(" -> ".join(f"{hop['name']}@{hop['host']}" for hop in chain.path) + " is open")
                 try:
+                    if serve:
+                        stack.enter_context(_served(run, chain, cluster))
                     _train_epochs(run, chain, job, progress.epoch)
                     chain.end()
                 except MslError:
@@ -140,6 +150,21 @@ def train(config: Config, folder: Path, resume: Path | None, observer: Observer,
         finally:
             board.close()
         return run.write_summary(True)
+
+
+@contextlib.contextmanager
+def _served(run: _Run, chain: Chain, cluster: Session) -> Iterator[None]:
+    """Let clients ask the chain while it trains."""
+    record = services.record_of(run.config.name, run.plan, cluster, chain.serve(run.step), run.folder)
+    services.publish(record)
+    run.observer.say(
+        f"service {record.name!r} answers between the steps, at [{record.address}]:{record.port} from host"
+        f" {record.source}"
+    )
+    try:
+        yield
+    finally:
+        services.withdraw(record.name)
 
 
 def _write_placement(run: _Run, chain: Chain) -> None:

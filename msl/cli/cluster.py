@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import click
 
-from msl.cli.console import line
+from msl.cli.console import clear, line
 from msl.cli.stop import orderly_stop
 from msl.cli.train import config_options
 from msl.config import ClusterConfig, Config, load_config
 from msl.errors import ClusterError
+
+_WATCH_S = 1.0
 
 
 def _name(config_path: Path | None, overrides: tuple[str, ...]) -> str:
@@ -41,26 +44,44 @@ def up(config_path: Path, overrides: tuple[str, ...]) -> None:
 
 @click.command()
 @config_options(required=False)
-def status(config_path: Path | None, overrides: tuple[str, ...]) -> None:
-    """Show the hosts of the running cluster, what runs on them, and its SR domain.
+@click.option("--watch", is_flag=True, help="Show it again every second or two, until Ctrl-C.")
+def status(config_path: Path | None, overrides: tuple[str, ...], watch: bool) -> None:
+    """Show the services and the hosts of the running cluster, what runs on them, and its SR domain.
 
-    With the fabric sfc: chains with their segment lists, SIDs and their traffic, links with their rates, flows, and
-    the packets that the proxies dropped, with the reasons.
+    Of a service: requests per second and latencies. With the fabric sfc: chains with their segment lists, SIDs and
+    their traffic, links with their rates, flows, and the packets that the proxies dropped, with the reasons.
     """
     name = _name(config_path, overrides)
-    from msl.actors import local
+    from msl.actors import local, services
     from msl.actors.network import join_network
+    from msl.cli.services import show_services
 
     kept = local.find(name)
     if kept is None:
         line(f"no cluster {name!r} is running")
+        with orderly_stop(line):
+            show_services(services.running())
+            while watch:
+                time.sleep(_WATCH_S)
+                clear()
+                show_services(services.running())
         return
     if kept.hosts[0] not in kept.dead_hosts():
         join_network(kept)
     from msl.actors.kept import look  # Ray: after the network is entered
+    from msl.actors.kept import watch as looks
     from msl.cli.status import show
 
-    show(look(kept))
+    if not watch:
+        show_services(services.running())
+        show(look(kept))
+        return
+    with orderly_stop(line):
+        for seen in looks(kept):
+            clear()
+            show_services(services.running())
+            show(seen)
+            time.sleep(_WATCH_S)
 
 
 @click.command()
@@ -76,8 +97,12 @@ def down(config_path: Path | None, overrides: tuple[str, ...]) -> None:
         _clean_hosts(config)
         return
     name = config.cluster.name if config is not None else ClusterConfig().name
-    from msl.actors import local
+    from msl.actors import local, services
 
+    for record in services.running():
+        if config is None or record.name == config.name:
+            ended = services.stop(record)
+            line(f"service {record.name!r} is down" + ("" if ended else "; it had to be killed"))
     for stale in local.stop_stale():
         line(f"removed what the crashed cluster {stale!r} had left behind")
     found = local.find(name)

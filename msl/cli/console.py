@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -27,6 +28,32 @@ def line(text: str) -> None:
 def error_line(text: str) -> None:
     """One line that says what went wrong."""
     _err.print(f"[bold red]msl:[/] {escape(' '.join(text.split()))}", soft_wrap=True)
+
+
+def clear() -> None:
+    """Empty the terminal, if it is one."""
+    _out.clear()
+
+
+def status_line(text: str) -> bool:
+    """On a terminal: show a line in the place of the last such one. Elsewhere: False, and nothing is shown."""
+    if not _out.is_terminal:
+        return False
+    _out.file.write(f"\r\x1b[K{text[: _out.width - 1]}")
+    _out.file.flush()
+    return True
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal while the body runs; it is told how much is done."""
+    if not _out.is_terminal:
+        yield lambda _done: None
+        return
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=_out, transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, completed=done)
 
 
 def table(title: str, columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:

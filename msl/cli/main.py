@@ -13,6 +13,8 @@ from msl.cli.bench import bench
 from msl.cli.cluster import down, status, up
 from msl.cli.console import error_line
 from msl.cli.doctor import doctor
+from msl.cli.infer import infer
+from msl.cli.serve import serve
 from msl.cli.stop import StopRequestedError
 from msl.cli.train import plan, tensorboard, train
 from msl.errors import MslError
@@ -38,7 +40,7 @@ class _Group(click.Group):
 @click.version_option(msl.__version__, prog_name="msl")
 @click.option("-v", "--verbose", is_flag=True, help="Log what msl does to standard error.")
 def main(verbose: bool) -> None:
-    """Train a neural network that is cut into stages, over a chain of hosts.
+    """Train and serve a neural network that is cut into stages, over a chain of hosts.
 
     A configuration file says which model, where it is cut, on which hosts its stages live, and how it is
     trained. `msl plan` shows what will be done, `msl train` does it.
@@ -47,11 +49,13 @@ def main(verbose: bool) -> None:
       msl plan --config configs/resnet.yaml
       msl train --config configs/resnet.yaml --set train.epochs=2
       msl tensorboard runs/RUN
+      msl serve --checkpoint runs/RUN
+      msl infer --dataset test
     """
     logging.basicConfig(
         level=logging.INFO if verbose else logging.ERROR, format="%(asctime)s %(name)s %(levelname)s: %(message)s"
     )
 
 
-for command in (train, plan, up, status, down, tensorboard, bench, doctor):
+for command in (train, serve, infer, plan, up, status, down, tensorboard, bench, doctor):
     main.add_command(command)

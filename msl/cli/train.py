@@ -46,7 +46,10 @@ def config_options(required: bool = True) -> Callable[[Callable[..., Any]], Call
 @config_options(required=False)
 @click.option("--resume", type=_PATH, metavar="RUN", help="Continue a run (its folder, or one of its checkpoints).")
 @click.option("--out", type=_PATH, metavar="DIR", help="The run's folder.  [default: runs/NAME-TIME]")
-def train(config_path: Path | None, overrides: tuple[str, ...], resume: Path | None, out: Path | None) -> None:
+@click.option("--serve", is_flag=True, help="Let `msl infer` ask the chain between its steps.")
+def train(
+    config_path: Path | None, overrides: tuple[str, ...], resume: Path | None, out: Path | None, serve: bool
+) -> None:
     """Train a model over its chain of hosts.
 
     Brings up the config's cluster and takes it down again, unless `msl up` has started one. Each epoch ends
@@ -54,8 +57,10 @@ def train(config_path: Path | None, overrides: tuple[str, ...], resume: Path | N
 
     With --resume a run continues bit-identically, also under another cut or another number of stages; its own
     configuration is used unless --config names one.
+
+    With --serve the chain answers clients between two steps, with the weights of the latest complete step.
     """
-    config = _config_of_run(config_path, overrides, resume)
+    config = config_of_run(config_path, overrides, resume, "--resume")
     folder = out or resume or Path("runs") / f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}"
     if resume is None and out is not None and (out / "checkpoints").exists():
         raise ConfigError(f"--out {out}: has a run in it already; continue it with --resume, or name another folder")
@@ -66,7 +71,7 @@ def train(config_path: Path | None, overrides: tuple[str, ...], resume: Path | N
         from msl.actors.training import train as run_training  # torch and Ray: after the network is entered
 
         try:
-            summary = run_training(config, folder, resume, view, network)
+            summary = run_training(config, folder, resume, view, network, serve)
         except MslError as error:
             raise type(error)(_with_checkpoint(str(error), folder)) from error
         finally:
@@ -76,16 +81,17 @@ def train(config_path: Path | None, overrides: tuple[str, ...], resume: Path | N
     line(f"run kept in {folder}; look at it with: msl tensorboard {folder}")
 
 
-def _config_of_run(config_path: Path | None, overrides: tuple[str, ...], resume: Path | None) -> Config:
+def config_of_run(config_path: Path | None, overrides: tuple[str, ...], run: Path | None, option: str) -> Config:
+    """The configuration that was named, or else that of a run or checkpoint, which `option` has named."""
     if config_path is not None:
         return load_config(config_path, overrides)
-    if resume is None:
-        raise click.UsageError("Missing option '--config' (or '--resume', which brings its own).")
-    if not resume.is_dir():
-        raise ConfigError(f"--resume {resume}: no such folder")
-    path = resume / "config.yaml"
-    if not path.exists() and (resume / "training.json").exists():
-        path = resume.parent.parent / "config.yaml"
+    if run is None:
+        raise click.UsageError(f"Missing option '--config' (or '{option}', which brings its own).")
+    if not run.is_dir():
+        raise ConfigError(f"{option} {run}: no such folder")
+    path = run / "config.yaml"
+    if not path.exists() and (run / "training.json").exists():
+        path = run.parent.parent / "config.yaml"
     return load_config(path, overrides)
 
 

@@ -18,6 +18,7 @@ from msl.config.schema import (
     TimeoutConfig,
     TrainConfig,
 )
+from msl.config.serving import ServeConfig
 
 __all__ = [
     "ChainConfig",
@@ -30,6 +31,7 @@ __all__ = [
     "ModelConfig",
     "RouterConfig",
     "ScheduleConfig",
+    "ServeConfig",
     "SplitConfig",
     "SrConfig",
     "TestbedConfig",

@@ -13,22 +13,13 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,47}")
+from msl.config.serving import ServeConfig
+from msl.config.values import Frozen, Name, Seconds
+
 _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _HOST_PORT = re.compile(r"([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}")
-
-Seconds = Annotated[float, Field(strict=True, gt=0, le=86_400)]
-
-
-def _check_name(value: str) -> str:
-    if not _NAME.fullmatch(value):
-        raise ValueError("a name is 1 to 48 letters, digits, '.', '_' or '-', and starts with a letter or digit")
-    return value
-
-
-Name = Annotated[str, AfterValidator(_check_name)]
 
 
 def _network(value: str, prefix: int, example: str) -> ipaddress.IPv6Network:
@@ -51,16 +42,12 @@ def _repeated(names: Sequence[str]) -> int | None:
     return next((index for index, name in enumerate(names) if name in names[:index]), None)
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class Factory(_Frozen):
+class Factory(Frozen):
     """Something that is made by calling a Python function or class."""
 
     factory: str
     """Import path `package.module:name`; it must be importable on every host."""
-    args: dict[str, Any] = {}
+    args: dict[str, Any] = Field(default={})
     """Keyword arguments of the call."""
 
     @field_validator("factory")
@@ -79,7 +66,7 @@ class DataConfig(Factory):
     """The data set: a factory that returns `msl.data.Splits`."""
 
 
-class SplitConfig(_Frozen):
+class SplitConfig(Frozen):
     """Where the model is cut."""
 
     cut: tuple[str, ...] | None = None
@@ -98,7 +85,7 @@ class SplitConfig(_Frozen):
         return self
 
 
-class HostConfig(_Frozen):
+class HostConfig(Frozen):
     """A machine of the cluster."""
 
     name: Name
@@ -134,7 +121,7 @@ class HostConfig(_Frozen):
         return value if value is None else str(_network(value, 64, "fd00:6d73:6c:2::/64"))
 
 
-class RouterConfig(_Frozen):
+class RouterConfig(Frozen):
     """A router of an SR domain that is not the built-in testbed's."""
 
     name: Name
@@ -148,7 +135,7 @@ class RouterConfig(_Frozen):
         return str(_address(value, "fd00:6d73:6c:f01:1::"))
 
 
-class SrConfig(_Frozen):
+class SrConfig(Frozen):
     """The SR domain: addresses of the fabric `sfc`. All but the block follows from the hosts' order."""
 
     block: str = "fd00:6d73:6c::/48"
@@ -177,7 +164,7 @@ class SrConfig(_Frozen):
         return value if value is None else str(_address(value, "fd00:6d73:6c:ffff:1::100"))
 
 
-class TestbedConfig(_Frozen):
+class TestbedConfig(Frozen):
     """The built-in SR domain: hosts as network namespaces of this machine, joined by planes of routers."""
 
     __test__: ClassVar[bool] = False  # its name does not make it a test
@@ -190,7 +177,7 @@ class TestbedConfig(_Frozen):
     """MTU of the links."""
 
 
-class ClusterConfig(_Frozen):
+class ClusterConfig(Frozen):
     """The Ray cluster that the hosts are nodes of."""
 
     name: Name = "local"
@@ -202,7 +189,7 @@ class ClusterConfig(_Frozen):
     from outside. `host`: this machine's own network; Ray then listens on all its interfaces."""
     object_store_mb: Annotated[int, Field(strict=True, ge=75, le=1_000_000)] = 80
     """Built-in cluster only: size of each raylet's object store in MB."""
-    runtime_env: dict[str, Any] = {}
+    runtime_env: dict[str, Any] = Field(default={})
     """Existing cluster only: Ray's runtime environment for the actors (working_dir, env_vars, ...)."""
 
     @field_validator("address")
@@ -213,7 +200,7 @@ class ClusterConfig(_Frozen):
         return value
 
 
-class ChainConfig(_Frozen):
+class ChainConfig(Frozen):
     """Which hosts the chain passes."""
 
     source: Name | None = None
@@ -233,7 +220,7 @@ class ScheduleConfig(Factory):
     """When the schedule advances."""
 
 
-class TrainConfig(_Frozen):
+class TrainConfig(Frozen):
     """The training job."""
 
     epochs: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 5
@@ -262,7 +249,7 @@ class TrainConfig(_Frozen):
         return self
 
 
-class CheckpointConfig(_Frozen):
+class CheckpointConfig(Frozen):
     """When checkpoints are written, and how many stay."""
 
     every: Annotated[int, Field(strict=True, ge=1)] = 1
@@ -271,7 +258,7 @@ class CheckpointConfig(_Frozen):
     """Keep this many of the newest."""
 
 
-class TimeoutConfig(_Frozen):
+class TimeoutConfig(Frozen):
     """Deadlines. None of them is a measure of speed: each ends a wait that would last for ever."""
 
     start_s: Seconds = 120.0
@@ -286,7 +273,7 @@ class TimeoutConfig(_Frozen):
     """Orderly end of the chain and of the actors; after it they are killed."""
 
 
-class Config(_Frozen):
+class Config(Frozen):
     """One job: a model, its data, where it is cut, which hosts it runs on, and how it is trained."""
 
     name: Name = "msl"
@@ -320,6 +307,8 @@ class Config(_Frozen):
     """Checkpoints."""
     timeouts: TimeoutConfig = TimeoutConfig()
     """Deadlines."""
+    serve: ServeConfig = ServeConfig()
+    """The trained model as a service."""
 
     @field_validator("hosts", mode="before")
     @classmethod
@@ -338,6 +327,7 @@ class Config(_Frozen):
             "chain.source": self.chain.source,
             "chain.sink": self.chain.sink,
             **{f"chain.nsfs[{i}]": name for i, name in enumerate(self.chain.nsfs or ())},
+            **{f"serve.hosts[{i}]": name for i, name in enumerate(self.serve.hosts or ())},
         }
         for path, name in used.items():
             if name is not None and names and name not in names:

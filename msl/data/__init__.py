@@ -1,5 +1,6 @@
 """The data sets a run trains on, each as a training and a test part."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -18,3 +19,8 @@ class Splits:
 
     train: Dataset[tuple[Tensor, ...]]
     test: Dataset[tuple[Tensor, ...]]
+    classes: tuple[str, ...] = ()
+    """Names of the classes; without them a class is shown by its index."""
+    normalise: Callable[[Tensor], Tensor] | None = None
+    """From a float32 image (channels, height, width) of 0 to 1 to an input of the model, as the training has seen
+    them; without it, image files cannot be told from."""

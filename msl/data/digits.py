@@ -13,6 +13,8 @@ from torch.utils.data import TensorDataset
 from msl.data import Splits
 from msl.errors import ConfigError
 
+_BRIGHTEST = 16.0
+
 
 def digits(size: int = 32, test_fraction: float = 0.2, seed: int = 0) -> Splits:
     """The digits as float32 (1, size, size) inputs and int64 scalar targets.
@@ -34,6 +36,8 @@ def digits(size: int = 32, test_fraction: float = 0.2, seed: int = 0) -> Splits:
     return Splits(
         train=TensorDataset(inputs[train], targets[train]),
         test=TensorDataset(inputs[test], targets[test]),
+        classes=tuple(map(str, range(10))),
+        normalise=lambda image: (image * _BRIGHTEST - mean) / std,
     )
 
 

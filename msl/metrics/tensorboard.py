@@ -20,7 +20,15 @@ class TensorBoard:
 
     def plan(self, text: str) -> None:
         """The plan as text."""
-        self._writer.add_text("plan", f"```\n{text}\n```")
+        self.text("plan", text, 0)
+
+    def text(self, name: str, text: str, step: int) -> None:
+        """Text of fixed width."""
+        self._writer.add_text(name, f"```\n{text}\n```", step)
+
+    def scalar(self, name: str, value: float, step: int) -> None:
+        """One value."""
+        self._writer.add_scalar(name, value, step)
 
     def step(self, stage: str, record: StepRecord) -> None:
         """One step of one stage; the source's also carries loss, accuracy and speed."""

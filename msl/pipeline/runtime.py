@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 Module = nn.Module
+Tensor = torch.Tensor
 
 
 def set_threads(threads: int) -> None:

@@ -6,7 +6,7 @@ import math
 import queue
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ import torch
 from msl.errors import NetworkError, ProtocolError
 from msl.net.connection import Frame
 from msl.net.frame import Flag, Header, Kind, Role
-from msl.pipeline.batches import Batch, MicroBatch
+from msl.pipeline.batches import Batch
 from msl.pipeline.counters import Counters
 from msl.pipeline.exchange import answered
 from msl.pipeline.link import Inbox, Link
@@ -81,6 +81,8 @@ class SourceLoop(StageLoop):
         self._in_flight = in_flight
         self._step_s = step_s
         self._waiting: deque[Frame] = deque()
+        self.between_steps: Callable[[int], None] = lambda _step: None
+        """Called when a step is complete, with the number of the next one; it may call `infer`."""
 
     def train_step(self, batch: Batch, step: int) -> Tally:
         """Forward and backward of a batch's micro-batches, then the optimizer step, over the whole chain."""
@@ -91,7 +93,7 @@ class SourceLoop(StageLoop):
             if len(self._waiting) >= self._in_flight:
                 self._take_answer(tally)
             flags = Flag.TRAIN | Flag.STEP if index == last else Flag.TRAIN
-            self._send(Header(Kind.FORWARD, flags, step, index, batch.samples), micro_batch)
+            self._send(Header(Kind.FORWARD, flags, step, index, batch.samples), micro_batch.inputs, micro_batch.target)
         while self._waiting:
             self._take_answer(tally)
         if self.stage is not None:
@@ -113,6 +115,7 @@ class SourceLoop(StageLoop):
         for batch in batches:
             tally.merge(self.train_step(batch, step))
             step += 1
+            self.between_steps(step)
         if self.stage is not None:
             self.stage.end_epoch()
         self._next.send_document(Header(Kind.EPOCH, step=step))
@@ -127,12 +130,34 @@ class SourceLoop(StageLoop):
             for micro_batch in batch.micro_batches:
                 if len(self._waiting) >= self._in_flight:
                     self._take_answer(tally)
-                self._send(Header(Kind.FORWARD, Flag(0), step, index, batch.samples), micro_batch)
+                self._send(
+                    Header(Kind.FORWARD, Flag(0), step, index, batch.samples), micro_batch.inputs, micro_batch.target
+                )
                 index += 1
         while self._waiting:
             self._take_answer(tally)
         self.counters.take_times()
         return tally
+
+    def infer(self, batches: Sequence[Sequence[torch.Tensor]], step: int) -> list[list[torch.Tensor]]:
+        """Outputs of the last stage in eval mode, for inputs of the model; nothing is learnt.
+
+        Args:
+            batches: inputs of the model, (n, ...) each; each batch travels by itself.
+            step: number of the next training step.
+
+        Returns:
+            The outputs of each batch, in memory of their own.
+        """
+        outputs: list[list[torch.Tensor]] = []
+        for index, inputs in enumerate(batches):
+            if len(self._waiting) >= self._in_flight:
+                outputs.append(self._take_outputs())
+            self._send(Header(Kind.FORWARD, Flag(0), step, index, len(inputs[0])), inputs)
+        while self._waiting:
+            outputs.append(self._take_outputs())
+        self.counters.take_times()
+        return outputs
 
     def end(self) -> None:
         """End the chain in order: END goes to the sink and comes back."""
@@ -140,9 +165,9 @@ class SourceLoop(StageLoop):
         self._take(Kind.END)
         self.close(FLUSH_S)
 
-    def _send(self, header: Header, micro_batch: MicroBatch) -> None:
+    def _send(self, header: Header, inputs: Sequence[torch.Tensor], target: torch.Tensor | None = None) -> None:
         self._at(header)
-        tensors: list[torch.Tensor] = list(micro_batch.inputs)
+        tensors: list[torch.Tensor] = list(inputs)
         if self.stage is not None:
             with self.counters.during("forward"):
                 if Flag.TRAIN in header.flags:
@@ -150,7 +175,7 @@ class SourceLoop(StageLoop):
                 else:
                     tensors = self.stage.infer(tensors)
         specs, payloads = describe_all(tensors)
-        target_specs, target_payloads = describe_all([micro_batch.target], Role.TARGET)
+        target_specs, target_payloads = describe_all([] if target is None else [target], Role.TARGET)
         self._next.send(header, specs + target_specs, payloads + target_payloads)
         self._waiting.append(Frame(header))
 
@@ -166,6 +191,13 @@ class SourceLoop(StageLoop):
             with self.counters.during("backward"):
                 self.stage.backward(tensors_in(answer, Role.SMASHED))
         answer.release()
+
+    def _take_outputs(self) -> list[torch.Tensor]:
+        answer = self._arrival()
+        self._at(answered(self._waiting, answer).header)
+        outputs = [tensor.clone() for tensor in tensors_in(answer, Role.SMASHED) if tensor is not None]
+        answer.release()
+        return outputs
 
     def _take(self, kind: Kind) -> None:
         answer = self._arrival()

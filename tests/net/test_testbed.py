@@ -102,9 +102,7 @@ def test_after_a_failure_on_the_way_nothing_stays(name: str, step: str, monkeypa
     assert netns.named(f"msl-{name}") == []
 
 
-def test_after_an_interrupt_nothing_stays(
-    name: str, monkeypatch: pytest.MonkeyPatch, interruptible: None
-) -> None:
+def test_after_an_interrupt_nothing_stays(name: str, monkeypatch: pytest.MonkeyPatch, interruptible: None) -> None:
     def interrupted(netns: str, mark: str) -> None:
         create(netns, mark)
         if netns.endswith("n1"):

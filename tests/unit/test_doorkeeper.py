@@ -97,7 +97,7 @@ def assert_still_open(door: Door) -> None:
         ),
         (b"MSLF\x01" + bytes(27), "the peer speaks protocol version 1, this side version 2"),
         (
-            b"MSLF\x01\x01" + bytes(18) + struct.pack("<Q", 2**63),
+            b"MSLF\x02\x01" + bytes(18) + struct.pack("<Q", 2**63),
             f"a document of {2**63} bytes; at most 65536 are allowed",
         ),
         (b"".join(encode_document(Header(Kind.PING))), "a connection begins with HELLO, not PING"),
@@ -107,7 +107,7 @@ def assert_still_open(door: Door) -> None:
             "a connection begins with HELLO, not FORWARD",
         ),
         (
-            b"MSLF\x01\x01" + bytes(18) + struct.pack("<Q", 3) + b"{1}",
+            b"MSLF\x02\x01" + bytes(18) + struct.pack("<Q", 3) + b"{1}",
             "a control frame's body is not JSON in UTF-8",
         ),
         (

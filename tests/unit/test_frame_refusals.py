@@ -39,7 +39,7 @@ def header_bytes(**changes: int | bytes) -> bytes:
     """A good FORWARD header of one tensor of 4 bytes, with changes by field."""
     fields: dict[str, int | bytes] = {
         "magic": b"MSLF",
-        "version": 1,
+        "version": 2,
         "kind": Kind.FORWARD,
         "flags": Flag.TRAIN,
         "step": 5,
@@ -150,7 +150,7 @@ def test_the_descriptor_that_the_refusals_change_is_good() -> None:
         ((4, 2), {"codec": 1}, "tensor 0: unknown codec 1"),
         ((4, 2), {"layout": 2}, "tensor 0: layout 2 does not fit 2 dimensions"),
         ((4, 2), {"layout": Layout.CHANNELS_LAST}, "tensor 0: layout 1 does not fit 2 dimensions"),
-        ((4, 2), {"role": 3}, "tensor 0: unknown role 3"),
+        ((4, 2), {"role": 4}, "tensor 0: unknown role 4"),
         ((4, 2), {"flags": 4}, "tensor 0: unknown flags 0x4, or unused fields that are not zero"),
         ((4, 2), {"reserved": 1}, "tensor 0: unknown flags 0x1, or unused fields that are not zero"),
         ((4, 2), {"reserved_end": 1}, "tensor 0: unknown flags 0x1, or unused fields that are not zero"),

@@ -11,28 +11,30 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted(path.relative_to(ROOT) for path in (ROOT / "msl").rglob("*.py"))
 
-# From the bottom up; `errors` is open to all. "" is msl/__init__.py, which everything imports.
+# From the bottom up; `errors` is open to all. "" is msl/__init__.py, which everything imports; it gives out the client.
 LAYERS: dict[str, set[str]] = {
-    "": set(),
+    "": {"client"},
     "errors": set(),
     "config": set(),
     "plan": {"config"},
     "net": {"config", "plan"},
+    "client": {"config", "plan", "net"},
     "models": {"config", "plan", "net"},
     "data": {"config", "plan", "net"},
     # Not models: a model comes by its import path, so that users' own are no different from ours.
-    "pipeline": {"config", "plan", "net", "data"},
+    "pipeline": {"config", "plan", "net", "client", "data"},
     "metrics": {"config", "plan", "net", "pipeline"},
-    "actors": {"config", "plan", "net", "models", "data", "pipeline", "metrics"},
-    "bench": {"config", "plan", "net", "models", "data", "pipeline", "metrics", "actors"},
-    "cli": {"config", "plan", "net", "models", "data", "pipeline", "metrics", "actors", "bench"},
+    "actors": {"config", "plan", "net", "models", "data", "pipeline", "metrics", "client"},
+    "bench": {"config", "plan", "net", "models", "data", "pipeline", "metrics", "actors", "client"},
+    "cli": {"config", "plan", "net", "models", "data", "pipeline", "metrics", "actors", "bench", "client"},
     "__main__": {"cli"},
 }
 LIBRARIES: dict[str, set[str]] = {
     "click": {"cli"},
     "rich": {"cli"},
     "ray": {"actors", "metrics", "bench"},
-    "torch": {"pipeline", "models", "data", "metrics", "bench"},
+    # The client takes torch tensors where there are some, and does without torch where there are none.
+    "torch": {"client", "pipeline", "models", "data", "metrics", "bench"},
     "pyroute2": {"net"},
     "bcc": {"net"},
 }
@@ -87,7 +89,7 @@ def test_the_walk_finds_the_modules_of_msl() -> None:
 @pytest.mark.parametrize(
     ("path", "source", "reason"),
     [
-        ("msl/net/a.py", "import torch.nn", "msl/net/a.py:1: torch is for bench, data,"),
+        ("msl/net/a.py", "import torch.nn", "msl/net/a.py:1: torch is for bench, client, data,"),
         ("msl/pipeline/a.py", "from ray.util import queue", "msl/pipeline/a.py:1: ray is for actors,"),
         ("msl/config/a.py", "\ndef f():\n    import click", "msl/config/a.py:3: click is for cli only"),
         ("msl/plan/a.py", "from msl.net import frame", "msl/plan/a.py:1: plan may not import msl.net"),
@@ -125,3 +127,16 @@ def test_importing_it_loads_neither_torch_nor_ray(module: str) -> None:
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert run.stdout.split() == []
+
+
+def test_the_client_loads_neither_torch_nor_ray() -> None:
+    script = "import sys; from msl import Client; print(*sorted({'torch', 'ray'} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == []
+
+
+def test_the_package_alone_loads_no_numpy() -> None:
+    script = "import sys, msl; print('numpy' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.stdout == "False\n", run.stderr

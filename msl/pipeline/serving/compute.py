@@ -57,7 +57,7 @@ class Inference:
 
     def _guarded(self, request: Request) -> Outputs | MslError:
         try:
-            return self._run(_inputs(request))
+            return self._run(inputs_of(request))
         except MslError as error:
             return error
         except Exception as error:
@@ -65,7 +65,7 @@ class Inference:
 
     def _merged(self, requests: Sequence[Request]) -> list[Outputs]:
         counts = [request.samples for request in requests]
-        columns = zip(*(_inputs(request) for request in requests), strict=True)
+        columns = zip(*(inputs_of(request) for request in requests), strict=True)
         outputs = self._run([torch.cat(column) for column in columns])
         if any(output.dim() == 0 or len(output) != sum(counts) for output in outputs):
             raise StageError("the outputs are not one for each sample")
@@ -80,5 +80,6 @@ class Inference:
         return outputs
 
 
-def _inputs(request: Request) -> list[torch.Tensor]:
+def inputs_of(request: Request) -> list[torch.Tensor]:
+    """The tensors that enter the stage; they lie in the request's buffer."""
     return present(tensors_in(request.frame, Role.SMASHED), request.frame.header)

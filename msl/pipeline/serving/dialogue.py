@@ -21,12 +21,12 @@ from msl.net.connection import Frame
 from msl.net.fabric import Fabric
 from msl.net.frame import MAX_DOCUMENT, Flag, Header, Kind, TensorSpec
 from msl.net.stream import Backlog, Stream
+from msl.net.trace import HopTimes, encode_times, now_ns
 from msl.pipeline.exchange import leases_of
 from msl.pipeline.serving.counters import ServiceCounters
 from msl.pipeline.serving.request import Request
 from msl.pipeline.serving.rules import HopRules, read_welcome
 from msl.pipeline.serving.session import Session, State
-from msl.pipeline.serving.trace import HopTimes, encode_times, now_ns
 from msl.pipeline.serving.turns import Turns
 from msl.pipeline.wire import describe_all
 
@@ -59,13 +59,15 @@ class Dialogue:
 
     Args:
         rules: what the hop knows of itself and its neighbours.
-        fabric: makes the connections onward.
+        fabric: makes the connections onward; None at the last hop.
         turns: where requests wait to be computed.
         watch: told which connections there are.
     """
 
-    def __init__(self, rules: HopRules, fabric: Fabric, turns: Turns, watch: Watch) -> None:
+    def __init__(self, rules: HopRules, fabric: Fabric | None, turns: Turns, watch: Watch) -> None:
         self.rules = rules
+        self.step = rules.step
+        """Optimizer steps that the weights have behind them."""
         self.counters = ServiceCounters()
         self.sessions: dict[Session, None] = {}
         """All that are not closed, in the order of their arrival."""
@@ -174,7 +176,7 @@ class Dialogue:
             "kind": type(error).__name__,
             "stage": self.rules.name,
             "host": self.rules.host,
-            "step": self.rules.step,
+            "step": self.step,
             "micro_batch": -1,
             "message": str(error)[:1000],
         }
@@ -247,16 +249,18 @@ class Dialogue:
         if session.state is State.LEAVING:
             self._discard(session)
             return
+        session.unread = True
         for _ in range(_FRAMES_A_TURN):
             if not self.wants_more(session):
                 return
             try:
                 frame = session.previous.read()
             except EOFError:
-                session.ended = True
+                session.ended, session.unread = True, False
                 self._end_if_done(session)
                 return
             if frame is None:
+                session.unread = False
                 if session.previous.starved:
                     self.starved[session] = None
                 return
@@ -268,6 +272,7 @@ class Dialogue:
                 self._take_in(session, frame)
 
     def _discard(self, session: Session) -> None:
+        session.unread = False
         with contextlib.suppress(BlockingIOError, InterruptedError):
             for _ in range(_FRAMES_A_TURN):
                 try:
@@ -282,7 +287,7 @@ class Dialogue:
         if frame.kind is not Kind.HELLO:
             raise ProtocolError(f"a connection begins with HELLO, not {frame.kind.name}")
         self.rules.check_hello(frame.document)
-        if self.rules.next_peer is None:
+        if self.rules.next_peer is None or self._fabric is None:
             self._open(session, [])
             return
         sock = self._fabric.dial(session.previous.socket)
@@ -295,7 +300,7 @@ class Dialogue:
         session.previous.max_body = self.rules.max_body
         if session.following is not None:
             session.following.max_body = self.rules.max_body
-        session.previous.send_document(Header(Kind.WELCOME), self.rules.welcome(path))
+        session.previous.send_document(Header(Kind.WELCOME), self.rules.welcome(path, self.step))
 
     def _take_in(self, session: Session, frame: Frame) -> None:
         try:
@@ -341,7 +346,7 @@ class Dialogue:
             frame.release()
             raise ProtocolError(f"a {frame.kind.name} of request {got.micro_batch} that was not due")
         specs, payloads = list(frame.specs), list(frame.payloads)
-        self._send_back(session, request, specs, payloads, leases_of(frame), header_ns)
+        self._send_back(session, request, got.step, specs, payloads, leases_of(frame), header_ns)
 
     # -- what this hop says
 
@@ -351,7 +356,7 @@ class Dialogue:
         leases = leases_of(request.frame)  # an output may be a view of an input
         if session.following is None:
             request.sent_ns = request.encoded_ns
-            self._send_back(session, request, specs, payloads, leases, request.encoded_ns)
+            self._send_back(session, request, self.step, specs, payloads, leases, request.encoded_ns)
             return
         asked = request.frame.header
         flags = asked.flags & Flag.TRACE
@@ -364,6 +369,7 @@ class Dialogue:
         self,
         session: Session,
         request: Request,
+        step: int,
         specs: list[TensorSpec],
         payloads: list[memoryview],
         leases: list[Lease],
@@ -386,11 +392,11 @@ class Dialogue:
             spec, payload = encode_times(times)
             specs.append(spec)
             payloads.append(payload)
-        asked = request.frame.header
         session.unanswered -= 1
         self.counters.answered += 1
         self.counters.latency.add(answered_ns - request.header_ns)
-        session.previous.send(Header(Kind.RESULT, Flag(0), asked.step, asked.micro_batch), specs, payloads, leases)
+        number = request.frame.header.micro_batch
+        session.previous.send(Header(Kind.RESULT, Flag(0), step, number), specs, payloads, leases)
         self._end_if_done(session)
 
     def _overdue(self, session: Session, now: float) -> str | None:

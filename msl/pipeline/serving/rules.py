@@ -33,7 +33,7 @@ class HopRules:
     inputs: tuple[InputSpec, ...]
     """The model's inputs."""
     step: int
-    """Optimizer steps that the weights have behind them."""
+    """Optimizer steps that the weights have behind them when the service starts."""
     in_flight: int = 8
     """Requests of one connection that are taken in before the first of them is answered."""
     max_samples: int = 1024
@@ -75,11 +75,12 @@ class HopRules:
     def _inner_hello(self, hop: int) -> dict[str, Any]:
         return {"service": self.service, "hop": hop, "job": self.job, "schema": self.schema}
 
-    def welcome(self, behind: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def welcome(self, behind: Sequence[Mapping[str, Any]], step: int) -> dict[str, Any]:
         """The WELCOME to the previous hop.
 
         Args:
             behind: the path that the next hop's WELCOME listed; empty at the sink.
+            step: optimizer steps that the weights have behind them.
         """
         own = {"hop": self.hop, "name": self.name, "host": self.host}
         document: dict[str, Any] = {"path": [own, *behind]}
@@ -87,7 +88,7 @@ class HopRules:
             inputs = [{"shape": list(spec.shape), "dtype": spec.dtype} for spec in self.inputs]
             document |= {
                 "service": self.service,
-                "step": self.step,
+                "step": step,
                 "inputs": inputs,
                 "in_flight": self.in_flight,
                 "max_samples": self.max_samples,

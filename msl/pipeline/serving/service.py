@@ -14,13 +14,14 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import psutil
 
 from msl.errors import MslError
 from msl.net.fabric import Fabric
 from msl.net.stream import Stream
+from msl.net.trace import now_ns
 from msl.pipeline.runtime import set_threads
 from msl.pipeline.serving.compute import Inference, Outputs
 from msl.pipeline.serving.counters import ServiceReport
@@ -28,7 +29,6 @@ from msl.pipeline.serving.dialogue import Dialogue
 from msl.pipeline.serving.request import Request
 from msl.pipeline.serving.rules import HopRules
 from msl.pipeline.serving.session import Session, State
-from msl.pipeline.serving.trace import now_ns
 from msl.pipeline.serving.turns import Turns
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,9 @@ _TICK_S = 0.25
 _ACCEPTS_A_TURN = 64
 _NAP_S = 0.0005
 _THREADS = 2
+_TAKEN_AT_ONCE = 16
+
+Compute = Callable[[Sequence[Request]], Sequence[Outputs | MslError]]
 
 
 class Service:
@@ -44,8 +47,8 @@ class Service:
 
     Args:
         rules: what the hop knows of itself and its neighbours.
-        inference: the stage.
-        fabric: makes the sockets.
+        inference: the stage; without one, requests wait until somebody calls `work`.
+        fabric: makes the sockets onward; None at the last hop.
         listener: where the previous hop connects; owned from here on.
         turns: whose request is computed next.
         threads: torch's threads within an operation.
@@ -54,8 +57,8 @@ class Service:
     def __init__(
         self,
         rules: HopRules,
-        inference: Inference,
-        fabric: Fabric,
+        inference: Inference | None,
+        fabric: Fabric | None,
         listener: socket.socket,
         turns: Turns,
         threads: int = 1,
@@ -106,6 +109,31 @@ class Service:
                 copy.deepcopy(dialogue.counters),
                 self._fault,
             )
+
+    def work(self, compute: Compute, step: int) -> int:
+        """Compute what waits, in the calling thread; for a service without a stage of its own.
+
+        Args:
+            compute: gives each request's outputs, or why there are none.
+            step: optimizer steps that the weights have behind them.
+
+        Returns:
+            How many requests that were: a bounded number, so that who calls gets on with other things.
+        """
+        requests: list[Request] = []
+        with self._lock:
+            while len(requests) < _TAKEN_AT_ONCE and self._turns.due_in_ns(now_ns()) == 0:
+                requests += self._turns.take()
+            self._dialogue.step = step
+        if not requests:
+            return 0
+        begin_ns = now_ns()
+        for request in requests:
+            request.taken_ns = begin_ns
+        outputs = compute(requests)
+        with self._lock:
+            self._hand_over(requests, outputs)
+        return len(requests)
 
     def wait(self, timeout_s: float) -> str | None:
         """Wait until the hop has stopped serving, at most `timeout_s`; returns why, if it has failed."""
@@ -165,10 +193,10 @@ class Service:
                 if time.monotonic() - checked_s > _TICK_S:
                     checked_s = time.monotonic()
                     self._dialogue.check_deadlines()
-                    for session in self._dialogue.sessions:
+                    for session in list(self._dialogue.sessions):
                         self._settle(session)
                     self._poll.modify(self._listener, select.EPOLLIN)
-                if self._turns and not self._computing:
+                if self._turns and not self._computing and self._inference is not None:
                     self._computing = True
                     return True
         return False
@@ -189,6 +217,7 @@ class Service:
             if not requests:
                 time.sleep(min(_NAP_S, due_ns / 1e9 or _NAP_S))
                 continue
+            assert self._inference is not None
             outputs = self._inference.compute(requests)
             with self._lock:
                 self._hand_over(requests, outputs)
@@ -240,13 +269,18 @@ class Service:
             self._settle(session)
 
     def _settle(self, session: Session) -> None:
-        """Wait for what can happen next on a session's connections."""
+        """Read on where reading stopped, then wait for what can happen next on a session's connections."""
+        if session.unread and self._dialogue.wants_more(session):
+            self._dialogue.readable(session, session.previous)
         if session.state is State.CLOSED:
             return
         for stream in session.streams:
             wanted = select.EPOLLOUT if stream.sending else 0
             if stream is session.previous:
-                wanted |= select.EPOLLIN if self._dialogue.wants_more(session) else 0
+                wants_more = self._dialogue.wants_more(session)
+                wanted |= select.EPOLLIN if wants_more else 0
+                # Others have their turn, then it goes on here: a connection can be written to at nearly any time.
+                wanted |= select.EPOLLOUT if wants_more and session.unread else 0
             else:
                 wanted |= select.EPOLLOUT if session.state is State.CONNECTING else select.EPOLLIN
             descriptor = stream.fileno()

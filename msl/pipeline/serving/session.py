@@ -48,6 +48,8 @@ class Session:
         """Requests that were taken in and not answered yet."""
         self.waiting: deque[Request] = deque()
         """Requests that were sent onward and not answered yet."""
+        self.unread = False
+        """The connection was not read to its end: there may be frames that have arrived, and that no event tells of."""
         self.ended = False
         """The client will send nothing more, and may still wait for answers."""
 
