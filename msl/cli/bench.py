@@ -29,6 +29,7 @@ def bench() -> None:
       msl bench link
       msl bench train --config configs/resnet.yaml
       msl bench fabric --config configs/resnet.yaml
+      msl bench msi --config configs/resnet.yaml
 
     Close what else uses the machine, and ask for more rounds where the spread is wide.
     """
@@ -140,6 +141,40 @@ def fabric(
 
     wanted = Wanted(parse_parts(only), tuple(parse_sizes(sizes, SMALLEST)), rounds, steps)
     _run("fabric", out, lambda folder: run_fabric(config, wanted, folder, _command(), line))
+
+
+@bench.command()
+@config_options()
+@bench_options(rounds=5)
+@click.option("--batches", default="1,2,4,8,16,32,64,128", show_default=True, help="Samples of a request.")
+@click.option("--nsfs", default="1,2,3,4", show_default=True, help="NSFs between client and sink.")
+@click.option("--only", default="latency,where", show_default=True, help="The parts to measure.")
+def msi(
+    config_path: Path,
+    overrides: tuple[str, ...],
+    batches: str,
+    nsfs: str,
+    only: str,
+    rounds: int,
+    out: Path | None,
+) -> None:
+    """How long a request to a served model takes, against Ray.
+
+    Serves the config's model, untrained, by chains of several lengths over both fabrics at once (without root over
+    direct only), and asks them, the unsplit model in one process, the same stages as plain Ray calls, and as a Ray
+    Compiled Graph (latency). Traced requests show where the time goes (where).
+
+    summary.json has batch1_sfc_over_direct, batch1_overhead_sfc_over_ray, batch1_overhead_sfc_over_compiled and so
+    on for the config's own number of stages, and the same as nsf1_batch1_sfc_over_direct ... for all. The overhead
+    is what a request takes more than in the unsplit model. All outputs are equal to the unsplit model's to the last
+    bit, or the benchmark fails.
+    """
+    config = load_config(config_path, overrides)
+    from msl.bench.inference.benchmark import parse_wanted
+    from msl.bench.inference.benchmark import run as run_inference
+
+    wanted = parse_wanted(only, batches, nsfs, rounds)
+    _run("msi", out, lambda folder: run_inference(config, wanted, folder, _command(), line))
 
 
 def _run(name: str, out: Path | None, measure: Callable[[Path], object]) -> None:

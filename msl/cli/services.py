@@ -8,6 +8,7 @@ from msl.actors import services
 from msl.actors.services import ServiceRecord
 from msl.cli.console import line, table
 
+_TITLE = "the last second of each hop, in ms: from header to answer (p50, p95, p99), queue and compute (p50)"
 _TIMES = ("p50_ms", "p95_ms", "p99_ms", "queue_p50_ms", "compute_p50_ms")
 
 
@@ -25,18 +26,6 @@ def show_services(records: Sequence[ServiceRecord]) -> None:
             refused = sum(entry["refused"].values())
             counts = (str(entry["connections"]), f"{entry['requests_per_s']:.1f}", f"{entry['samples_per_s']:.1f}")
             rows.append((name, entry["host"], *counts, *times, str(refused)))
-        columns = (
-            "hop",
-            "host",
-            "connections",
-            "requests/s",
-            "samples/s",
-            "p50 ms",
-            "p95 ms",
-            "p99 ms",
-            "queue p50",
-            "compute p50",
-            "refused",
-        )
+        columns = ("hop", "host", "conns", "req/s", "smp/s", "p50", "p95", "p99", "queue", "compute", "refused")
         if rows:
-            table("the last second of each hop, from a request's header to its answer", columns, rows)
+            table(_TITLE, columns, rows)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import itertools
 import socket
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -49,13 +50,13 @@ def floats(samples: int = 2) -> torch.Tensor:
     return torch.randn(samples, 8)
 
 
-@contextmanager
+@contextlib.contextmanager
 def pretending(*answers: bytes, then: Callable[[socket.socket], object] | None = None) -> Iterator[Address]:
     """A listener that sends `answers`, one as each thing arrives, and then is silent."""
 
     def speak() -> None:
         sock, _ = listener.accept()
-        with sock:
+        with sock, contextlib.suppress(ConnectionError):
             for answer in answers:
                 if not sock.recv(65536):
                     return
@@ -104,11 +105,13 @@ def test_answers_are_those_of_the_unsplit_model_bit_for_bit(hops: int) -> None:
 
 
 def test_the_client_knows_what_welcome_told() -> None:
-    with serving(Stages(2), in_flight=5, max_samples=9) as (address, _):
-        with Client(f"{address[0]}:{address[1]}", "toy") as client:
-            assert client.inputs == (FLOATS,)
-            assert [hop["name"] for hop in client.path] == ["nsf1", "nsf2"]
-            assert (client.step, client.in_flight, client.max_samples) == (7, 5, 9)
+    with (
+        serving(Stages(2), in_flight=5, max_samples=9) as (address, _),
+        Client(f"{address[0]}:{address[1]}", "toy") as client,
+    ):
+        assert client.inputs == (FLOATS,)
+        assert [hop["name"] for hop in client.path] == ["nsf1", "nsf2"]
+        assert (client.step, client.in_flight, client.max_samples) == (7, 5, 9)
 
 
 @pytest.mark.parametrize("kind", ["numpy", "torch"])
@@ -166,12 +169,12 @@ def test_arrays_that_do_not_lie_in_order_are_sent_all_the_same() -> None:
 
 def test_bfloat16_is_for_torch_alone_and_numpy_is_told() -> None:
     with serve([Calls(lambda x: x.bfloat16())], FLOATS) as (address, _), Client(address, "toy") as client:
-        with pytest.raises(ConfigError, match="the model returns a tensor of bfloat16, .*: pass torch tensors"):
+        with pytest.raises(ConfigError, match=r"the model returns a tensor of bfloat16, .*: pass torch tensors"):
             client.predict(floats().numpy())
         inputs = floats()
         assert torch.equal(client.predict(inputs), inputs.bfloat16())
     with serve([Calls(lambda x: x)], InputSpec((8,), "bfloat16")) as (address, _), Client(address, "toy") as client:
-        with pytest.raises(ConfigError, match="input 0 is of float32; it must be of bfloat16, .*: pass a torch tensor"):
+        with pytest.raises(ConfigError, match=r"of float32; it must be of bfloat16, .*: pass a torch tensor"):
             client.predict(floats().numpy())
         assert torch.equal(client.predict(inputs.bfloat16()), inputs.bfloat16())
 
@@ -196,10 +199,12 @@ def test_large_requests_do_not_stand_in_the_way_of_large_answers() -> None:
     inputs = torch.randn(1, 250_000)
     echo = [Calls(lambda x: torch.cat([x, x]))]
     spec = InputSpec((250_000,), "float32")
-    with serve(echo, spec, in_flight=16, memory_bytes=2**20) as (address, _):
-        with Client(address, "toy", timeout_s=10) as client:
-            pending = [client.submit(inputs) for _ in range(40)]
-            assert all(torch.equal(one.result()[1:], inputs) for one in pending)
+    with (
+        serve(echo, spec, in_flight=16, memory_bytes=2**20) as (address, _),
+        Client(address, "toy", timeout_s=10) as client,
+    ):
+        pending = [client.submit(inputs) for _ in range(40)]
+        assert all(torch.equal(one.result()[1:], inputs) for one in pending)
 
 
 def test_inputs_may_be_changed_once_they_are_submitted() -> None:
@@ -255,7 +260,7 @@ def test_a_waterfall_has_every_activity_at_its_place() -> None:
     shown = activities(trace)
     assert shown[0].begin_ns == 0
     assert shown[-1].end_ns == trace.total_ns
-    for before, after in zip(shown, shown[1:], strict=False):
+    for before, after in itertools.pairwise(shown):
         assert before.end_ns == after.begin_ns
     lines = waterfall(trace, 72)
     assert all(len(line) <= 72 for line in lines)
@@ -282,10 +287,7 @@ def test_traces_are_told_in_the_middle_of_others() -> None:
         ((floats(), floats()), "2 inputs; the model has 1"),
         ((torch.zeros(2, 9),), "input 0 has the shape (2, 9); it must be (n, 8)"),
         ((np.zeros(8, np.float32),), "input 0 has the shape (8,); it must be (n, 8)"),
-        (
-            (np.float32(1) * np.ones((), np.float32).reshape(()),),
-            "input 0 is a float32; pass a numpy array or a torch tensor",
-        ),
+        ((np.float32(1),), "input 0 is a float32; pass a numpy array or a torch tensor"),
         ((np.zeros((2, 8)),), "input 0 is of float64; it must be of float32"),
         ((torch.zeros(2, 8).half(),), "input 0 is of float16; it must be of float32"),
         ((np.zeros((2, 8), "datetime64[s]"),), "input 0 is of datetime64[s]; it must be of float32"),
@@ -306,9 +308,12 @@ def test_inputs_that_are_not_the_models_are_refused_and_the_client_goes_on(
 
 
 def test_inputs_of_different_numbers_of_samples_are_refused() -> None:
-    with serve([Calls(lambda x, y: x + y)], FLOATS, FLOATS) as (address, _), Client(address, "toy") as client:
-        with pytest.raises(ConfigError, match="input 1 has 3 samples, input 0 has 2"):
-            client.predict(floats(2), floats(3))
+    with (
+        serve([Calls(lambda x, y: x + y)], FLOATS, FLOATS) as (address, _),
+        Client(address, "toy") as client,
+        pytest.raises(ConfigError, match="input 1 has 3 samples, input 0 has 2"),
+    ):
+        client.predict(floats(2), floats(3))
 
 
 @pytest.mark.parametrize("address", ["", "host", "host:", ":7400", "::1:7400", "[::1]", "host:0", "host:65536", "h:x"])
@@ -356,15 +361,16 @@ def test_a_service_that_dies_in_the_middle_is_told_and_nothing_hangs() -> None:
         return x
 
     with serve([nn.Identity(), Calls(slow)], FLOATS) as (address, services), Client(address, "toy") as client:
-        pending = client.submit(floats())
+        first, second = client.submit(floats()), client.submit(floats())
         assert began.wait(5)
         services[1].close()
-        with pytest.raises(NetworkError, match="host n1, stage nsf1: nsf2 closed the connection"):
-            pending.result()
+        first.result()  # was begun, and is ended
+        with pytest.raises(NetworkError, match=r"host n1, stage nsf1: .*nsf2 (closed|broke)"):
+            second.result()
     with serve([nn.Identity()], FLOATS) as (address, services), Client(address, "toy") as client:
         client.predict(floats())
         services[0].close()
-        with pytest.raises(NetworkError, match="the service 'toy' at .* closed the connection|connection .* broke"):
+        with pytest.raises(NetworkError, match=r"the service 'toy' at .* closed the connection|connection .* broke"):
             client.predict(floats())
 
 
@@ -377,44 +383,50 @@ def test_a_silent_listener_is_given_up() -> None:
 
 
 def drip(sock: socket.socket) -> None:
-    with pytest.raises(OSError, match=r"Broken pipe|reset"):
-        for byte in result(0, 2, 8) * 100:
-            sock.sendall(bytes([byte]))
-            time.sleep(0.02)
+    for byte in result(0, 2, 8) * 100:
+        sock.sendall(bytes([byte]))
+        time.sleep(0.02)
 
 
 def ping(sock: socket.socket) -> None:
-    with pytest.raises(OSError, match=r"Broken pipe|reset"):
-        while True:
-            sock.sendall(said(Kind.PING))
-            time.sleep(0.02)
+    while True:
+        sock.sendall(said(Kind.PING))
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("then", [None, drip, ping])
 def test_an_answer_that_does_not_come_in_time_is_given_up_whatever_else_comes(
     then: Callable[[socket.socket], object] | None,
 ) -> None:
-    with pretending(said(Kind.WELCOME, WELCOME), then=then) as address:
-        with Client(address, "toy", timeout_s=0.3) as client:
-            begin = time.monotonic()
-            with pytest.raises(NetworkError, match=r"no answer from the service 'toy' at .* within 0\.3 s"):
-                client.predict(floats())
-            assert time.monotonic() - begin < 1
+    with (
+        pretending(said(Kind.WELCOME, WELCOME), then=then) as address,
+        Client(address, "toy", timeout_s=0.3) as client,
+    ):
+        begin = time.monotonic()
+        with pytest.raises(NetworkError, match=r"no answer from the service 'toy' at .* within 0\.3 s"):
+            client.predict(floats())
+        assert time.monotonic() - begin < 1
 
 
 def test_a_request_that_is_not_taken_in_time_is_given_up() -> None:
     welcome = said(Kind.WELCOME, {**WELCOME, "inputs": [{"shape": [2**20], "dtype": "float32"}]})
-    with pretending(welcome) as address, Client(address, "toy", timeout_s=0.3) as client:
-        with pytest.raises(NetworkError, match=r"the service 'toy' at .* did not take a request within 0\.3 s"):
-            client.predict(torch.zeros(8, 2**20))
+    with (
+        pretending(welcome) as address,
+        Client(address, "toy", timeout_s=0.3) as client,
+        pytest.raises(NetworkError, match=r"the service 'toy' at .* did not take a request within 0\.3 s"),
+    ):
+        client.predict(torch.zeros(8, 2**20))
 
 
 def test_a_refusal_in_the_middle_of_a_request_is_told() -> None:
     welcome = said(Kind.WELCOME, {**WELCOME, "inputs": [{"shape": [2**20], "dtype": "float32"}]})
     refusal = {"kind": "StageError", "stage": "nsf1", "host": "n1", "message": "too much"}
-    with pretending(welcome, said(Kind.ERROR, refusal)) as address, Client(address, "toy", timeout_s=5) as client:
-        with pytest.raises(StageError, match="host n1, stage nsf1: too much"):
-            client.predict(torch.zeros(8, 2**20))
+    with (
+        pretending(welcome, said(Kind.ERROR, refusal)) as address,
+        Client(address, "toy", timeout_s=5) as client,
+        pytest.raises(StageError, match="host n1, stage nsf1: too much"),
+    ):
+        client.predict(torch.zeros(8, 2**20))
 
 
 @pytest.mark.parametrize(
@@ -429,13 +441,15 @@ def test_a_refusal_in_the_middle_of_a_request_is_told() -> None:
     ],
 )
 def test_an_answer_that_is_none_is_refused(answer: bytes, wording: str | None) -> None:
-    with pretending(said(Kind.WELCOME, WELCOME), answer, then=socket.socket.close) as address:
-        with Client(address, "toy") as client:
-            if wording is None:
-                client.predict(floats())
-                wording = "that was not due|closed the connection|broke"
-            with pytest.raises(NetworkError, match=wording):
-                client.predict(floats())
+    with (
+        pretending(said(Kind.WELCOME, WELCOME), answer, then=socket.socket.close) as address,
+        Client(address, "toy") as client,
+    ):
+        if wording is None:
+            client.predict(floats())
+            wording = "that was not due|closed the connection|broke"
+        with pytest.raises(NetworkError, match=wording):
+            client.predict(floats())
 
 
 @pytest.mark.parametrize(
@@ -449,16 +463,20 @@ def test_an_answer_that_is_none_is_refused(answer: bytes, wording: str | None) -
     ],
 )
 def test_a_welcome_that_cannot_be_read_is_refused(welcome: dict[str, object]) -> None:
-    with pretending(said(Kind.WELCOME, welcome)) as address:
-        with pytest.raises(ProtocolError, match="a WELCOME of the service 'toy' at .* that cannot be read"):
-            Client(address, "toy")
+    with (
+        pretending(said(Kind.WELCOME, welcome)) as address,
+        pytest.raises(ProtocolError, match=r"a WELCOME of the service 'toy' at .* that cannot be read"),
+    ):
+        Client(address, "toy")
 
 
 def test_an_answer_larger_than_allowed_is_refused_before_memory_is_taken() -> None:
-    with pretending(said(Kind.WELCOME, WELCOME), result(0, 2**19)) as address:
-        with Client(address, "toy", max_frame_mb=1) as client:
-            with pytest.raises(ProtocolError, match="a frame of .* bytes"):
-                client.predict(floats())
+    with (
+        pretending(said(Kind.WELCOME, WELCOME), result(0, 2**19)) as address,
+        Client(address, "toy", max_frame_mb=1) as client,
+        pytest.raises(ProtocolError, match=r"a frame of .* bytes"),
+    ):
+        client.predict(floats())
 
 
 def test_a_closed_client_says_so() -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import struct
+from dataclasses import replace
 from enum import IntEnum
 from pathlib import Path
 
 import pytest
 
 from msl.net import frame as frame_module
+from msl.net.connection import Frame
 from msl.net.frame import (
     DESCRIPTOR_SIZE,
     HEADER_SIZE,
@@ -28,17 +30,44 @@ from msl.net.frame import (
     TensorFlag,
     TensorSpec,
     encode,
+    parse_descriptors,
+    parse_header,
 )
 from msl.net.handshake import read_hello
+from msl.net.trace import FIELDS
 from msl.pipeline.fault import LONGEST_DETAIL, LONGEST_MESSAGE, read_fault
+from msl.pipeline.serving.dialogue import HELLO_S, LEAVING_S
+from msl.pipeline.serving.rules import HopRules
+from msl.plan import InputSpec
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
+
+
+RULES = HopRules(
+    service="digits",
+    hop=1,
+    name="nsf1",
+    host="n1",
+    next_peer="nsf2",
+    job="6f1d0c52a9b84e0f9a3c7d5e2b186f40",
+    schema="a17cc592f55cd995883e4980d88d318585bfecf19c179f76cef7389f891ca17c",
+    inputs=(InputSpec((1, 32, 32), "float32"),),
+    step=1200,
+)
 
 
 def block(language: str) -> str:
     found = re.findall(rf"^```{language}\n(.*?)^```$", DOCUMENT, re.DOTALL | re.MULTILINE)
     assert len(found) == 1, language
     return str(found[0])
+
+
+def dumped(language: str) -> bytes:
+    """The bytes of a hexdump whose lines stand at the offsets that they say."""
+    lines = block(language).splitlines()
+    raw = b"".join(bytes.fromhex(line[8:]) for line in lines)
+    assert [int(line[:8], 16) for line in lines] == list(range(0, len(raw), 16))
+    return raw
 
 
 def codes(title: str) -> dict[int, str]:
@@ -57,9 +86,38 @@ def test_the_hexdump_in_the_document_is_a_real_frame() -> None:
     ]
     payloads = [struct.pack("<6f", 0.0, 0.5, 1.0, 1.5, 2.0, 2.5), struct.pack("<2q", 7, 1)]
     raw = b"".join(encode(header, specs, [memoryview(payload) for payload in payloads]))
-    lines = block("hexdump").splitlines()
-    assert [int(line[:8], 16) for line in lines] == list(range(0, len(raw), 16))
-    assert b"".join(bytes.fromhex(line[8:]) for line in lines) == raw
+    assert dumped("hexdump") == raw
+
+
+def test_the_request_in_the_document_is_one_that_a_service_takes() -> None:
+    payload = struct.pack("<2f", 0.5, -1.0)
+    specs = [TensorSpec(DType.FLOAT32, (1, 2))]
+    raw = b"".join(encode(Header(Kind.FORWARD, micro_batch=5), specs, [memoryview(payload)]))
+    assert dumped("hexdump-request") == raw
+    header = parse_header(raw[:HEADER_SIZE], MAX_DOCUMENT)
+    frame = Frame(header, parse_descriptors(memoryview(raw)[HEADER_SIZE : HEADER_SIZE + DESCRIPTOR_SIZE], header))
+    rules = replace(RULES, inputs=(InputSpec((2,), "float32"),))
+    assert rules.check_request(frame) == 1
+
+
+def test_the_documents_of_a_service_are_those_of_its_hops() -> None:
+    RULES.check_hello(json.loads(block("json service-hello")))
+    onward = json.loads(block("json service-hop-hello"))
+    assert onward == RULES.hello_onward()
+    last = replace(RULES, hop=2, name="nsf2", host="n2", next_peer=None)
+    last.check_hello(onward)
+    path = last.welcome([], RULES.step)["path"]
+    assert json.loads(block("json service-welcome")) == RULES.welcome(path, RULES.step)
+
+
+def test_the_fields_of_a_trace_in_the_document_are_those_of_the_code() -> None:
+    rows = re.findall(r"^\| (\d) \| `(\w+)` \| ", DOCUMENT[DOCUMENT.index("\n### Traces\n") :], re.MULTILINE)
+    assert rows == [(str(index), name) for index, name in enumerate(FIELDS)]
+
+
+def test_the_deadlines_of_a_service_in_the_document_are_those_of_the_code() -> None:
+    assert f"| from the connection to a complete HELLO | {HELLO_S:g} seconds |" in DOCUMENT
+    assert f"still arrives for {LEAVING_S:g} seconds" in DOCUMENT
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""`msl bench msi`: a served model against the unsplit one, plain Ray calls and a Ray Compiled Graph."""
