@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +22,7 @@ from msl.config import Config
 from msl.metrics.service import ServiceBoard
 from msl.net.sfc.report import HostReport
 from msl.pipeline.checkpoint import load
-from msl.pipeline.serving.counters import ServiceReport
+from msl.pipeline.serving.counters import compare
 from msl.plan import Plan, lay_out
 
 _LOOK_S = 1.0
@@ -101,35 +101,6 @@ def _watch(
         if time.monotonic() - probed > _PROBE_S:
             probed = time.monotonic()
             board.trace(second, prober.probe())
-
-
-def compare(before: Sequence[ServiceReport], now: Sequence[ServiceReport]) -> dict[str, Any]:
-    """What a service did between two looks at its hops: plain values, times in ms, `None` where nothing was done."""
-    figures: dict[str, Any] = {"time": time.time(), "hops": {}}
-    for old, new in zip(before, now, strict=True):
-        seconds = max(1e-9, new.time_s - old.time_s)
-        was, done = old.counters, new.counters
-        latency = done.latency.since(was.latency)
-        answered, batches = done.answered - was.answered, done.batches - was.batches
-        entry = {
-            "host": new.host,
-            "requests_per_s": answered / seconds,
-            "samples_per_s": (done.samples - was.samples) / seconds,
-            "p50_ms": latency.percentile_ms(50),
-            "p95_ms": latency.percentile_ms(95),
-            "p99_ms": latency.percentile_ms(99),
-            "queue_p50_ms": done.queue.since(was.queue).percentile_ms(50),
-            "compute_p50_ms": done.compute.since(was.compute).percentile_ms(50),
-            "requests_per_batch": answered / batches if batches else None,
-            "connections": new.open,
-            "waiting": new.waiting,
-            "buffers_bytes": new.allocated_bytes,
-            "rss_bytes": new.rss_bytes,
-            "answered": done.answered,
-            "refused": dict(done.refused),
-        }
-        figures["hops"][new.name] = entry
-    return figures
 
 
 def _events_folder(checkpoint: Path) -> Path:

@@ -30,6 +30,7 @@ def bench() -> None:
       msl bench train --config configs/resnet.yaml
       msl bench fabric --config configs/resnet.yaml
       msl bench msi --config configs/resnet.yaml
+      msl bench msl --config configs/resnet.yaml
 
     Close what else uses the machine, and ask for more rounds where the spread is wide.
     """
@@ -175,6 +176,43 @@ def msi(
 
     wanted = parse_wanted(only, batches, nsfs, rounds)
     _run("msi", out, lambda folder: run_inference(config, wanted, folder, _command(), line))
+
+
+@bench.command("msl")
+@config_options()
+@bench_options(rounds=5)
+@click.option("--batches", default="16,32,64", show_default=True, help="Samples of a training step.")
+@click.option("--stages", default="2,4", show_default=True, help="Stages that the model is cut into.")
+@click.option(
+    "--steps", type=click.IntRange(min=1), default=3, show_default=True, help="Optimizer steps of a side in a round."
+)
+def learning(
+    config_path: Path,
+    overrides: tuple[str, ...],
+    batches: str,
+    stages: str,
+    steps: int,
+    rounds: int,
+    out: Path | None,
+) -> None:
+    """How long a training step takes, against torch's own pipeline over gloo, and against Ray.
+
+    Trains the config's model by chains of several lengths over both fabrics (without root over direct only), as Ray
+    calls, and by torch.distributed.pipelining over gloo, all in the order of 1F1B, from the same weights on the same
+    batches. Each has as many micro-batches as the config's step.
+
+    summary.json has step_msl_over_gloo (the chain over direct, as gloo is not steered), step_sfc_over_gloo,
+    step_msl_over_ray for the config's own batch and number of stages, and for all stages4_batch64_direct_over_gloo
+    and so on. The losses of all sides are equal to the last bit, or the benchmark fails.
+    """
+    config = load_config(config_path, overrides)
+    from msl.bench.inference.benchmark import parse_numbers
+    from msl.bench.learning.benchmark import Wanted
+    from msl.bench.learning.benchmark import run as run_learning
+
+    numbers = parse_numbers("--batches", batches, 65_536), parse_numbers("--stages", stages, 16)
+    wanted = Wanted(*numbers, rounds, steps)
+    _run("msl", out, lambda folder: run_learning(config, wanted, folder, _command(), line))
 
 
 def _run(name: str, out: Path | None, measure: Callable[[Path], object]) -> None:

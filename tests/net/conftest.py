@@ -37,7 +37,7 @@ def datapath(_host_with_a_proxy: Datapath) -> Datapath:
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """SIGINT raises KeyboardInterrupt, also where the tests were started with it ignored, as in a shell's background."""
+    """SIGINT raises KeyboardInterrupt, also where the tests were started with it ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
