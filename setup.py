@@ -16,7 +16,7 @@ def read_version() -> str:
 
 
 EXTRAS = {
-    "examples": ["scikit-learn"],  # the digits data set
+    "examples": ["scikit-learn", "pillow"],  # the digits data set; image files
     "bench": ["matplotlib"],
     "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "types-PyYAML", "types-psutil"],
 }

@@ -7,16 +7,25 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from msl.config import load_config
+from msl.pipeline.build import build_model
 from tests.e2e.command import finish, marked, msl, nothing_left, start, wait_until, write_config
 
 NAME = f"serve{os.getpid()}"
+RECORD = Path(f"/tmp/msl-{os.getuid()}/services/e2e-serve.json")
+PLAIN_CLIENT = Path(__file__).resolve().parents[2] / "examples" / "plain_client.py"
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 FABRICS = [
@@ -46,12 +55,11 @@ def accuracy(run: Path) -> float:
 def service(run: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
     """`msl serve` in the foreground, ready; ended with SIGINT."""
     process = start("serve", "--checkpoint", run, *options)
-    record = Path(f"/tmp/msl-{os.getuid()}/services/e2e-serve.json")
     try:
 
         def ready() -> bool:
             assert process.poll() is None, process.communicate()[0]
-            return record.exists()
+            return RECORD.exists()
 
         wait_until(ready, 90.0, "the service is ready")
         yield process
@@ -60,12 +68,34 @@ def service(run: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
             process.send_signal(signal.SIGINT)
 
 
+def ask_plainly(path: Path) -> np.ndarray[Any, Any]:
+    """What examples/plain_client.py is answered, in the network of the source's host."""
+    record = json.loads(RECORD.read_text())
+    inside = ["nsenter", f"--net=/proc/{record['enter']}/ns/net"] if os.geteuid() == 0 else []
+    asked = [sys.executable, PLAIN_CLIENT, record["address"], str(record["port"]), "e2e-serve", "--save", path]
+    subprocess.run([*inside, *asked], check=True, timeout=60, capture_output=True)
+    outputs: np.ndarray[Any, Any] = np.load(path)
+    return outputs
+
+
+def unsplit_outputs(run: Path) -> np.ndarray[Any, Any]:
+    """What the unsplit model makes of the plain client's samples."""
+    model = build_model(load_config(run / "config.yaml"))
+    model.load_state_dict(load_file(run / "checkpoints" / "epoch-00001" / "model.safetensors"))
+    samples = np.random.default_rng(0).normal(size=(4, 1, 32, 32)).astype(np.float32)
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        outputs: np.ndarray[Any, Any] = model.eval()(torch.from_numpy(samples)).numpy()
+    return outputs
+
+
 @pytest.mark.parametrize("fabric", FABRICS)
 def test_the_accuracy_over_the_chain_is_the_runs(trained: Path, fabric: str) -> None:
     with nothing_left(NAME):
         with service(trained, "--set", f"fabric={fabric}") as process:
             asked = msl("infer", "--dataset", "test", "--batch", "5", "--trace")
             shown = msl("status")
+            plain = ask_plainly(trained / f"outputs-{fabric}.npy")
         ended = finish(process, 40)
     assert asked.code == 0, asked.output
     found = re.search(r"accuracy ([0-9.]+)% \((\d+) of 12\)", asked.output)
@@ -75,6 +105,7 @@ def test_the_accuracy_over_the_chain_is_the_runs(trained: Path, fabric: str) -> 
     assert "service 'e2e-serve' at [" in shown.output
     assert ended.code == 130, ended.output
     assert f"fabric {fabric}" in ended.output
+    assert np.array_equal(plain, unsplit_outputs(trained))
 
 
 def test_a_detached_service_stays_until_down(trained: Path) -> None:
@@ -116,8 +147,7 @@ def test_a_chain_that_trains_answers_with_its_latest_complete_step(tmp_path: Pat
     config = write_config(tmp_path, name="e2e-serve", cluster={"name": NAME}, train={"epochs": 40})
     with nothing_left(NAME):
         process = start("train", "--config", config, "--out", tmp_path / "run", "--serve")
-        record = Path(f"/tmp/msl-{os.getuid()}/services/e2e-serve.json")
-        wait_until(record.exists, 90.0, "the gate is open")
+        wait_until(RECORD.exists, 90.0, "the gate is open")
         first = msl("infer", "--dataset", "test", "--batch", "4")
         time.sleep(1.0)
         process.send_signal(signal.SIGINT)
