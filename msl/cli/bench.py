@@ -148,13 +148,17 @@ def fabric(
 @config_options()
 @bench_options(rounds=5)
 @click.option("--batches", default="1,2,4,8,16,32,64,128", show_default=True, help="Samples of a request.")
-@click.option("--nsfs", default="1,2,3,4", show_default=True, help="NSFs between client and sink.")
-@click.option("--only", default="latency,where", show_default=True, help="The parts to measure.")
+@click.option("--nsfs", help="NSFs between client and sink.  [default: 1,2,3,4; for growth 1,2,...,8]")
+@click.option("--clients", default="1,2,4,8,16,32,64", show_default=True, help="Clients at once, for growth.")
+@click.option(
+    "--only", default="latency,where", show_default=True, help="The parts to measure, of latency,where,growth."
+)
 def msi(
     config_path: Path,
     overrides: tuple[str, ...],
     batches: str,
-    nsfs: str,
+    nsfs: str | None,
+    clients: str,
     only: str,
     rounds: int,
     out: Path | None,
@@ -163,7 +167,8 @@ def msi(
 
     Serves the config's model, untrained, by chains of several lengths over both fabrics at once (without root over
     direct only), and asks them, the unsplit model in one process, the same stages as plain Ray calls, and as a Ray
-    Compiled Graph (latency). Traced requests show where the time goes (where).
+    Compiled Graph (latency). Traced requests show where the time goes (where). With --only growth, latency and
+    throughput of the services are measured over the number of NSFs and of clients.
 
     summary.json has batch1_sfc_over_direct, batch1_overhead_sfc_over_ray, batch1_overhead_sfc_over_compiled and so
     on for the config's own number of stages, and the same as nsf1_batch1_sfc_over_direct ... for all. The overhead
@@ -171,10 +176,10 @@ def msi(
     bit, or the benchmark fails.
     """
     config = load_config(config_path, overrides)
-    from msl.bench.inference.benchmark import parse_wanted
     from msl.bench.inference.benchmark import run as run_inference
+    from msl.bench.inference.wanted import parse_wanted
 
-    wanted = parse_wanted(only, batches, nsfs, rounds)
+    wanted = parse_wanted(only, batches, nsfs, clients, rounds)
     _run("msi", out, lambda folder: run_inference(config, wanted, folder, _command(), line))
 
 
@@ -206,7 +211,7 @@ def learning(
     and so on. The losses of all sides are equal to the last bit, or the benchmark fails.
     """
     config = load_config(config_path, overrides)
-    from msl.bench.inference.benchmark import parse_numbers
+    from msl.bench.inference.wanted import parse_numbers
     from msl.bench.learning.benchmark import Wanted
     from msl.bench.learning.benchmark import run as run_learning
 

@@ -48,12 +48,14 @@ class BufferPool:
         """Borrow a buffer of at least `num_bytes`; its start is aligned to a page."""
         size = max(_SMALLEST, 1 << (num_bytes - 1).bit_length())
         with self._lock:
-            self.lent_bytes += size
             free = self._free.setdefault(size, [])
             if free:
-                return Lease(self, free.pop())
-            self.allocated_bytes += size
-        return Lease(self, mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+                memory = free.pop()
+            else:
+                memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+                self.allocated_bytes += size
+            self.lent_bytes += size
+            return Lease(self, memory)
 
     def _take_back(self, memory: mmap.mmap) -> None:
         with self._lock:

@@ -7,7 +7,7 @@ here nothing blocks, and a frame is put together from as many reads as it takes.
 from __future__ import annotations
 
 import contextlib
-import errno
+import os
 import socket
 import time
 from collections import deque
@@ -47,6 +47,8 @@ class Backlog:
 
 Lend = Callable[[int], Lease | None]
 """Lends a buffer of so many bytes; None if there is no room now."""
+Check = Callable[[Header, tuple[TensorSpec, ...]], None]
+"""Looks at the header and the descriptors of a tensor frame; raises a ProtocolError to refuse it."""
 
 
 class Stream:
@@ -72,8 +74,10 @@ class Stream:
         self.max_body = max_body
         self.header_ns = 0
         """When the header of the frame that is being received was read, or that of the last one; monotonic."""
-        self.moved_s = time.monotonic()
-        """When a byte was last received or taken by the peer; monotonic."""
+        self.received_s = self.taken_s = time.monotonic()
+        """When a byte last arrived from the peer, and when it last took one; monotonic."""
+        self.check: Check | None = None
+        """Asked about each tensor frame before memory is taken for it."""
         self.starved = False
         """There was no buffer for the payload that comes next: read again when there may be one."""
         self.bytes_in = 0
@@ -114,9 +118,28 @@ class Stream:
         return self._header is not None or self._end > self._start
 
     @property
+    def staged(self) -> bool:
+        """Whether something has arrived that `read` has not looked at: no event will tell of it."""
+        return self._end > self._start
+
+    @property
+    def holds_buffer(self) -> bool:
+        """Whether a buffer was lent for a frame that is not complete yet."""
+        return self._lease is not None
+
+    @property
     def sending(self) -> bool:
         """Whether something waits for the peer to take it."""
         return bool(self._outgoing)
+
+    @property
+    def unsent_frames(self) -> int:
+        """Frames that wait for the peer to take them, or to take the rest of them."""
+        return len(self._outgoing)
+
+    def expect(self) -> None:
+        """Begin to wait for the peer, which was not read from for a while."""
+        self.received_s = time.monotonic()
 
     def connected(self) -> None:
         """Take note that a connection attempt has ended.
@@ -126,25 +149,28 @@ class Stream:
         """
         code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:
-            raise NetworkError(f"cannot connect to {self.peer}: {errno.errorcode.get(code, code)}")
-        self.moved_s = time.monotonic()
+            raise NetworkError(f"cannot connect to {self.peer}: {os.strerror(code)}")
+        self.received_s = self.taken_s = time.monotonic()
 
     def read(self) -> Frame | None:
         """The next frame, or None if it is not complete yet; `starved` tells if it is for want of a buffer.
 
+        It takes what has arrived, not what arrives meanwhile: after None, wait until the socket can be read.
+
         Raises:
             EOFError: the peer has said all, and ended at the end of a frame.
             NetworkError: the connection broke, or ended within a frame.
-            ProtocolError: what it sent is no frame; the stream cannot be read on from here.
+            ProtocolError: what it sent is no frame, or `check` refuses it; the stream cannot be read on from here.
         """
+        more = True
         while True:
-            if self._body is None and not self._begin():
+            if self._body is None:
+                self._begin()
+            if self._body is not None and self._filled == len(self._body):
+                return self._complete()
+            if self.starved or not more:
                 return None
-            if self._body is not None:
-                if self._filled == len(self._body):
-                    return self._complete()
-                if not self._receive_body():
-                    return None
+            more = self._receive()
 
     def send(
         self,
@@ -172,17 +198,21 @@ class Stream:
         while self._outgoing:
             pieces, leases = self._outgoing[0]
             while pieces:
+                count = min(len(pieces), _IOV_MAX)
                 try:
-                    sent = self._sock.sendmsg(pieces[:_IOV_MAX])
+                    sent = self._sock.sendmsg(pieces[:count])
                 except (BlockingIOError, InterruptedError):
                     return False
                 except OSError as error:
                     raise NetworkError(f"the connection to {self.peer} broke: {error.strerror}") from error
                 self.bytes_out += sent
                 self._backlog.num_bytes -= sent
-                self.moved_s = time.monotonic()
-                pieces = unsent(pieces, sent)
+                self.taken_s = time.monotonic()
+                whole = sent == sum(map(len, pieces[:count]))
+                pieces = pieces[count:] if whole else unsent(pieces, sent)
                 self._outgoing[0] = pieces, leases
+                if not whole:
+                    return False  # the socket is full
             for lease in leases:
                 lease.release()
             self._outgoing.popleft()
@@ -199,17 +229,18 @@ class Stream:
         if self._lease is not None:
             self._lease.release()
         self._lease, self._body, self._header = None, None, None
+        self._start = self._end = 0
         for pieces, leases in self._outgoing:
             self._backlog.num_bytes -= sum(map(len, pieces))
             for lease in leases:
                 lease.release()
         self._outgoing.clear()
 
-    def _begin(self) -> bool:
-        """Read header and descriptors, and make room for the rest; False if that must wait."""
+    def _begin(self) -> None:
+        """Read header and descriptors as far as they have arrived, then make room for the rest."""
         if self._header is None:
-            if not self._stage(HEADER_SIZE):
-                return False
+            if self._end - self._start < HEADER_SIZE:
+                return
             self._header = parse_header(self._taken(HEADER_SIZE), self.max_body)
             self.header_ns = time.monotonic_ns()
             self._specs = ()
@@ -218,20 +249,21 @@ class Stream:
         if header.num_tensors:
             descriptors = header.num_tensors * DESCRIPTOR_SIZE
             if not self._specs:
-                if not self._stage(descriptors):
-                    return False
+                if self._end - self._start < descriptors:
+                    return
                 self._specs = self._parse(bytes(self._taken(descriptors)), header)
+                if self.check is not None:
+                    self.check(header, self._specs)
             size -= descriptors
             self._lease = self._lend(size) if size else None
             self.starved = bool(size) and self._lease is None
             if self.starved:
-                return False
-            self._body = self._lease.view[:size] if self._lease is not None else memoryview(b"")
+                return
+            self._body = self._lease.view[:size] if self._lease is not None else memoryview(bytearray())
         else:
             self._body = memoryview(bytearray(size))
         self._filled = min(self._end - self._start, size)
         self._body[: self._filled] = self._taken(self._filled)
-        return True
 
     def _parse(self, raw: bytes, header: Header) -> tuple[TensorSpec, ...]:
         """Descriptors; not parsed again if they are those of the frame before, as most are."""
@@ -254,49 +286,42 @@ class Stream:
             offset += padded(spec.num_bytes)
         return Frame(header, specs, tuple(payloads), lease=lease)
 
-    def _stage(self, num_bytes: int) -> bool:
-        """Have that many bytes in the staging area; False if they have not arrived yet."""
-        while self._end - self._start < num_bytes:
-            if self._start:
-                left = self._end - self._start
-                self._staging[:left] = self._staging[self._start : self._end]
-                self._start, self._end = 0, left
-            count = self._recv(self._staging[self._end :])
-            if not count:
-                return False
-            self._end += count
-        return True
-
     def _taken(self, num_bytes: int) -> memoryview:
         view = self._staging[self._start : self._start + num_bytes]
         self._start += num_bytes
         return view
 
-    def _receive_body(self) -> bool:
-        assert self._body is not None
-        count = self._recv(self._body[self._filled :])
-        self._filled += count
-        return bool(count)
-
-    def _recv(self, view: memoryview) -> int:
-        """Bytes received; 0 if there are none now."""
+    def _receive(self) -> bool:
+        """Take what has arrived, into the body or for the next header; False if that was all of it."""
+        if self._body is not None:
+            view = self._body[self._filled :]
+        else:
+            if self._start:
+                left = self._end - self._start
+                self._staging[:left] = self._staging[self._start : self._end]
+                self._start, self._end = 0, left
+            view = self._staging[self._end :]
         try:
             count = self._sock.recv_into(view)
         except (BlockingIOError, InterruptedError):
-            return 0
+            return False
         except OSError as error:
             raise NetworkError(f"the connection to {self.peer} broke: {error.strerror}") from error
         if not count:
             if self.in_frame:
                 raise NetworkError(f"{self.peer} closed the connection in the middle of a frame")
             raise EOFError
+        if self._body is not None:
+            self._filled += count
+        else:
+            self._end += count
         self.bytes_in += count
-        self.moved_s = time.monotonic()
-        return count
+        self.received_s = time.monotonic()
+        return count == len(view)
 
     def _put(self, pieces: list[bytes | memoryview], leases: Sequence[Lease]) -> bool:
         if not self._outgoing:
-            self.moved_s = time.monotonic()  # the peer's patience begins now
+            self.taken_s = time.monotonic()  # this side's patience begins now
         self._outgoing.append((pieces, leases))
         self._backlog.num_bytes += sum(map(len, pieces))
         return len(self._outgoing) == 1 and self.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from msl.plan import lay_out
 from tests.e2e.command import msl, nothing_left, write_config
 
 LACK = first_lack()
+TESTBED = f"evaluation{os.getpid()}"
 needs_sfc = [
     pytest.mark.root,
     pytest.mark.skipif(LACK is not None, reason=f"the fabric sfc cannot be had here: {LACK and LACK.need}"),
@@ -30,12 +32,18 @@ Value = dict[tuple[str, str, str], list[float]]
 def job(folder: Path, fabrics: tuple[str, ...]) -> Path:
     """A job of two stages; with both fabrics on a testbed."""
     fabric = "sfc" if "sfc" in fabrics else "direct"
-    return write_config(folder, fabric=fabric, split={"cut": ["layer3"]}, train={"batch_size": 4, "micro_batch": 2})
+    return write_config(
+        folder,
+        fabric=fabric,
+        cluster={"name": TESTBED},
+        split={"cut": ["layer3"]},
+        train={"batch_size": 4, "micro_batch": 2},
+    )
 
 
 def bench(name: str, config: Path, out: Path, *arguments: str) -> None:
     """Run a benchmark for one round; nothing of it stays."""
-    with nothing_left(f"bench-{name}"):
+    with nothing_left(TESTBED):
         run = msl("bench", name, "--config", config, "--rounds", "1", "--out", out, *arguments, timeout_s=200.0)
     assert run.code == 0, run.output
 
@@ -101,7 +109,7 @@ def test_growth_is_measured_over_nsfs_and_clients(tmp_path: Path) -> None:
 def test_learning_is_compared_with_gloo_and_ray(tmp_path: Path, fabrics: tuple[str, ...]) -> None:
     out = tmp_path / "out"
     bench("msl", job(tmp_path, fabrics), out, "--stages", "2", "--batches", "4", "--steps", "1")
-    found, page, summary = results(out, {"steps-2.png"})
+    found, page, summary = results(out, {"steps.png"})
     value = {side: found["step_ms", "stages2_batch4", side][0] for side in (*fabrics, "ray", "gloo")}
     assert summary["step_msl_over_gloo"] == pytest.approx(value["direct"] / value["gloo"])
     assert summary["step_msl_over_ray"] == pytest.approx(value["direct"] / value["ray"])

@@ -12,7 +12,7 @@ from msl.bench.result import Sample, take_turns
 from msl.bench.rivals.compiled import CompiledGraph
 
 _MOST, _FEWEST = 30, 2
-_ABOUT_S = 0.6
+_ABOUT_S = 0.4
 """A side's time for one size of the batch in a round."""
 _WARM_UP_BELOW = 32
 """Samples of a batch: smaller ones are asked for once before they count, for another side has had the caches."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,10 @@ from msl.metrics.summary import percentile
 from msl.plan import Plan, count_bytes
 
 PERCENTS = (50, 95, 99)
+SERVICES = {
+    SFC: "the service over the fabric `sfc`: SRv6 segment lists and transparent NSFs; asked by `msl.Client`.",
+    DIRECT: "the same service over plain TCP from hop to hop; asked by `msl.Client`.",
+}
 NOT_COMPARABLE = (
     "What is not comparable, and why:",
     "* Ray's traffic goes over the addresses that Ray knows, on a testbed those of its management network: one switch,"
@@ -73,6 +78,17 @@ def headline(summary: Mapping[str, Any], nsfs: int, batch: int) -> dict[str, flo
     prefix = f"nsf{nsfs}_"
     wanted = f"{prefix}batch{batch}_"
     return {name.removeprefix(prefix): value for name, value in summary.items() if name.startswith(wanted)}
+
+
+def details(chains: Sequence[Measured]) -> dict[str, Any]:
+    """What the summary has besides the reports' values, by name."""
+    found: dict[str, Any] = {}
+    for chain in chains:
+        if chain.latency is not None:
+            found[f"percentiles_ms_{chain.suffix}"] = percentiles(chain.latency)
+        crossing = {member.place.name: member.bytes_onward for member in chain.plan.members[:-1]}
+        found[f"bytes_per_sample_{chain.suffix}"] = crossing
+    return found
 
 
 def percentiles(latency: Latency) -> dict[str, dict[str, dict[str, float | None]]]:
@@ -180,8 +196,10 @@ def _percentile_table(latency: Latency, cases: Mapping[str, str], sides: Sequenc
 
 def _where_reports(measured: Measured, record: Record, where: Where) -> list[Report]:
     plan, suffix = measured.plan, measured.suffix
-    names = [member.place.name for member in plan.members]
-    crossing = (f"{a} to {b} {count_bytes(m.bytes_onward)}" for a, b, m in zip(names, names[1:], plan.members))
+    crossing = (
+        f"{one.place.name} to {following.place.name} {count_bytes(one.bytes_onward)}"
+        for one, following in pairwise(plan.members)
+    )
     found = [
         Report(
             "msi",
@@ -229,11 +247,7 @@ def _sides(measured: Measured) -> dict[str, str]:
 
 
 def _service_sides(measured: Measured) -> dict[str, str]:
-    texts = {
-        SFC: "the service over the fabric `sfc`: SRv6 segment lists and transparent NSFs; asked by `msl.Client`.",
-        DIRECT: "the same service over plain TCP from hop to hop; asked by `msl.Client`.",
-    }
-    return {side: texts[side] for side in measured.services}
+    return {side: SERVICES[side] for side in measured.services}
 
 
 def _latency_ratios(measured: Measured) -> tuple[Ratio, ...]:

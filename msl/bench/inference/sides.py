@@ -1,4 +1,4 @@
-"""The ways to ask the same stages on the same hosts that are there at once: the services, Ray calls, the unsplit model."""
+"""The ways to ask the same stages on the same hosts that are there at once: services, Ray calls, the unsplit model."""
 
 from __future__ import annotations
 
@@ -76,9 +76,18 @@ class Questions:
     def __init__(self, job: Job, unsplit: Unsplit) -> None:
         self._pool = sample_inputs(job.data.train, _POOL)
         self._unsplit = unsplit
+        self._turn = 0
+        self._drawn: dict[int, tuple[Inputs, torch.Tensor]] = {}
 
     def draw(self, turn: int, batch: int) -> tuple[Inputs, torch.Tensor]:
         """A batch, and the unsplit model's output."""
+        if turn != self._turn:
+            self._turn, self._drawn = turn, {}
+        if batch not in self._drawn:
+            self._drawn[batch] = self._draw(turn, batch)
+        return self._drawn[batch]
+
+    def _draw(self, turn: int, batch: int) -> tuple[Inputs, torch.Tensor]:
         generator = torch.Generator().manual_seed(turn * 1_000_003 + batch)
         rows = torch.randint(len(self._pool[0]), (batch,), generator=generator)
         inputs = tuple(values[rows] for values in self._pool)

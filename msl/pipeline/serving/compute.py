@@ -65,8 +65,10 @@ class Inference:
 
     def _merged(self, requests: Sequence[Request]) -> list[Outputs]:
         counts = [request.samples for request in requests]
-        columns = zip(*(inputs_of(request) for request in requests), strict=True)
-        outputs = self._run([torch.cat(column) for column in columns])
+        inputs = [inputs_of(request) for request in requests]
+        if any(len(one) != count for tensors, count in zip(inputs, counts, strict=True) for one in tensors):
+            raise StageError("the inputs are not one for each sample")
+        outputs = self._run([torch.cat(column) for column in zip(*inputs, strict=True)])
         if any(output.dim() == 0 or len(output) != sum(counts) for output in outputs):
             raise StageError("the outputs are not one for each sample")
         return [list(parts) for parts in zip(*(torch.split(output, counts) for output in outputs), strict=True)]
@@ -75,7 +77,7 @@ class Inference:
     def _run(self, inputs: Sequence[torch.Tensor]) -> Outputs:
         outputs = self._module(*(tensor.to(self._device) for tensor in inputs))
         outputs = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
-        if not all(isinstance(output, torch.Tensor) for output in outputs):
+        if not outputs or not all(isinstance(output, torch.Tensor) for output in outputs):
             raise StageError("a stage must return a tensor or a tuple of tensors")
         return outputs
 

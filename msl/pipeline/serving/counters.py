@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 _SMALLEST_US = 10.0
 _STEP = 1.05
@@ -92,3 +94,32 @@ class ServiceReport:
     counters: ServiceCounters
     fault: str | None = None
     """Why the hop has stopped serving."""
+
+
+def compare(before: Sequence[ServiceReport], now: Sequence[ServiceReport]) -> dict[str, Any]:
+    """What a service did between two looks at its hops: plain values, times in ms, `None` where nothing was done."""
+    figures: dict[str, Any] = {"time": time.time(), "hops": {}}
+    for old, new in zip(before, now, strict=True):
+        seconds = max(1e-9, new.time_s - old.time_s)
+        was, done = old.counters, new.counters
+        latency = done.latency.since(was.latency)
+        answered, batches = done.answered - was.answered, done.batches - was.batches
+        entry = {
+            "host": new.host,
+            "requests_per_s": answered / seconds,
+            "samples_per_s": (done.samples - was.samples) / seconds,
+            "p50_ms": latency.percentile_ms(50),
+            "p95_ms": latency.percentile_ms(95),
+            "p99_ms": latency.percentile_ms(99),
+            "queue_p50_ms": done.queue.since(was.queue).percentile_ms(50),
+            "compute_p50_ms": done.compute.since(was.compute).percentile_ms(50),
+            "requests_per_batch": answered / batches if batches else None,
+            "connections": new.open,
+            "waiting": new.waiting,
+            "buffers_bytes": new.allocated_bytes,
+            "rss_bytes": new.rss_bytes,
+            "answered": done.answered,
+            "refused": dict(done.refused),
+        }
+        figures["hops"][new.name] = entry
+    return figures

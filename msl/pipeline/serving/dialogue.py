@@ -6,10 +6,10 @@ computing thread hands over what is to go on. All calls are made under the servi
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import socket
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Protocol
 
@@ -74,8 +74,9 @@ class Dialogue:
         self.requests = BufferPool(_KEPT_BYTES)
         self.answers = BufferPool(_KEPT_BYTES)
         self.backlog = Backlog()
-        self.starved: dict[Session, None] = {}
+        self.starved: OrderedDict[Session, None] = OrderedDict()
         """Sessions whose next request waits for a buffer, in order."""
+        self._first_in_line = False
         self._fabric = fabric
         self._turns = turns
         self._watch = watch
@@ -84,15 +85,22 @@ class Dialogue:
         """A new connection."""
         self.counters.accepted += 1
         if len(self.sessions) >= self.rules.max_sessions:
-            self._make_room()
-        previous = Stream(sock, f"the peer at {address}", self.lend, MAX_DOCUMENT, self.backlog)
-        session = Session(previous)
+            self.make_room()
+        try:
+            previous = Stream(sock, f"the peer at {address}", self.lend, MAX_DOCUMENT, self.backlog)
+            previous.check = _check_greeting
+            session = Session(previous)
+            self._watch.add(session, previous)
+        except OSError as error:
+            log.warning("hop %d: a connection of %s failed: %s", self.rules.hop, address, error)
+            self.counters.refused["gone"] += 1
+            sock.close()
+            return
         self.sessions[session] = None
-        self._watch.add(session, previous)
         if len(self.sessions) > self.rules.max_sessions:
             self.refuse(session, NetworkError(f"the service has its most connections ({self.rules.max_sessions})"))
 
-    def _make_room(self) -> None:
+    def make_room(self) -> None:
         """Close who has been silent longest, or is leaving: a crowd of strangers must not keep clients out."""
         for session in self.sessions:
             if session.state in (State.GREETING, State.LEAVING):
@@ -101,21 +109,26 @@ class Dialogue:
                 return
 
     def lend(self, num_bytes: int) -> Lease | None:
-        """A buffer for a request, if there is room for it."""
+        """A buffer for a request, if there is room for it and nobody else was told to wait before."""
         lent = self.requests.lent_bytes
-        if lent and lent + num_bytes > self.rules.memory_bytes:
+        must_wait = bool(self.starved) and not self._first_in_line
+        if must_wait or (lent and lent + num_bytes > self.rules.memory_bytes):
             return None
+        self._first_in_line = False
         return self.requests.lease(num_bytes)
 
     def wants_more(self, session: Session) -> bool:
-        """Whether the session's client is to be read from."""
+        """Whether the session's client is to be read from. An answer that it does not take fills its window too."""
         if session.state is State.OPEN:
-            return not session.ended and session.unanswered < self.rules.in_flight and session not in self.starved
-        return session.state in (State.GREETING, State.LEAVING)
+            under_way = session.unanswered + session.previous.unsent_frames
+            return not session.ended and under_way < self.rules.in_flight and session not in self.starved
+        return session.state in (State.GREETING, State.LEAVING) and not session.ended
 
     def readable(self, session: Session, stream: Stream) -> None:
         """Something has arrived on one of a session's connections, or it has ended."""
-        if stream is not session.previous:
+        if session.state is State.CONNECTING and stream is session.following:
+            self.writable(session, stream)  # it has failed
+        elif stream is not session.previous:
             self._guarded(session, stream, self._read_following)
         elif self.wants_more(session):
             self._guarded(session, stream, self._read_previous)
@@ -131,9 +144,8 @@ class Dialogue:
                 stream.connected()
                 of.become(State.WELCOMING)
                 stream.send_document(Header(Kind.HELLO), self.rules.hello_onward())
-            else:
-                stream.flush()
-                self._end_if_done(of)
+            elif stream.flush():
+                self._all_sent(of)
 
         self._guarded(session, stream, write)
 
@@ -149,16 +161,21 @@ class Dialogue:
             return
         stream = session.following or session.previous
         self._guarded(session, stream, lambda of: self._send_on(of, request, outputs))
+        if session.state is not State.OPEN:
+            request.frame.release()
 
     def feed_starved(self) -> list[Session]:
         """Read on from those whose requests waited for buffers, as far as there are some now; who that was."""
         fed = []
-        for session in list(self.starved):
-            del self.starved[session]
-            fed.append(session)
+        while self.starved:
+            session, _ = self.starved.popitem(last=False)
+            self._first_in_line = True
             self._guarded(session, session.previous, self._read_previous)
-            if session in self.starved:
+            unfed, self._first_in_line = self._first_in_line and session in self.starved, False
+            if unfed:
+                self.starved.move_to_end(session, last=False)
                 break
+            fed.append(session)
         return fed
 
     def check_deadlines(self) -> None:
@@ -197,17 +214,14 @@ class Dialogue:
             return
         self.counters.refused[str(document.get("kind"))] += 1
         log.info("hop %d: a session of %s ends: %s", self.rules.hop, session.previous.peer, document.get("message"))
-        if session.previous.sending:
-            self.close(session)  # it stands in the middle of an answer that is not taken; an error would not be either
-            return
         self._abandon(session)
         session.become(State.LEAVING)
         if session.following is not None:
             self._end(session.following)
             session.following = None
         try:
-            session.previous.send_document(Header(Kind.ERROR), document)
-            session.previous.finish()
+            if session.previous.send_document(Header(Kind.ERROR), document):
+                self._all_sent(session)
         except NetworkError:
             self.close(session)
 
@@ -232,13 +246,18 @@ class Dialogue:
             call(session)
         except MslError as error:
             if stream is session.previous and isinstance(error, NetworkError) and not isinstance(error, ProtocolError):
-                self.counters.refused["gone"] += 1
-                self.close(session)  # there is nobody to be told
+                self._gone(session)
             else:
                 self.refuse(session, error)
         except Exception as error:
             log.exception("hop %d: a session failed", self.rules.hop)
             self.refuse(session, StageError(f"{type(error).__name__}: {error}"))
+
+    def _gone(self, session: Session) -> None:
+        """The client is gone: there is nobody to be told."""
+        if session.state not in (State.LEAVING, State.CLOSED):
+            self.counters.refused["gone"] += 1
+        self.close(session)
 
     def _lost(self, session: Session) -> None:
         raise NetworkError(f"{session.previous.peer} closed the connection")
@@ -264,24 +283,38 @@ class Dialogue:
                 if session.previous.starved:
                     self.starved[session] = None
                 return
-            if frame.kind is Kind.PING:
-                continue
+            if frame.kind is not Kind.PING:
+                self._heard(session, frame)
+            if not session.previous.staged:
+                session.unread = False
+                return
+
+    def _heard(self, session: Session, frame: Frame) -> None:
+        try:
             if session.state is State.GREETING:
                 self._greet(session, frame)
             else:
                 self._take_in(session, frame)
+        except BaseException:
+            frame.release()
+            raise
 
     def _discard(self, session: Session) -> None:
+        """Throw away what a session's client still sends."""
         session.unread = False
-        with contextlib.suppress(BlockingIOError, InterruptedError):
-            for _ in range(_FRAMES_A_TURN):
-                try:
-                    if session.previous.socket.recv(65536):
-                        continue
-                except ConnectionError:
-                    pass
+        for _ in range(_FRAMES_A_TURN):
+            try:
+                if session.previous.socket.recv(65536):
+                    continue
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
                 self.close(session)
                 return
+            session.ended = True
+            if not session.previous.sending:
+                self.close(session)
+            return
 
     def _greet(self, session: Session, frame: Frame) -> None:
         if frame.kind is not Kind.HELLO:
@@ -290,28 +323,43 @@ class Dialogue:
         if self.rules.next_peer is None or self._fabric is None:
             self._open(session, [])
             return
-        sock = self._fabric.dial(session.previous.socket)
+        try:
+            sock = self._fabric.dial(session.previous.socket)
+        except (OSError, MslError) as error:
+            self.refuse(session, NetworkError(f"{self.rules.next_peer} cannot be reached: {error}"))
+            return
         session.following = Stream(sock, self.rules.next_peer, self.answers.lease, MAX_DOCUMENT, self.backlog)
+        session.following.check = _check_answer
         session.become(State.CONNECTING)
         self._watch.add(session, session.following)
 
     def _open(self, session: Session, path: list[dict[str, object]]) -> None:
         session.become(State.OPEN)
         session.previous.max_body = self.rules.max_body
+        session.previous.check = self._check_request
         if session.following is not None:
             session.following.max_body = self.rules.max_body
         session.previous.send_document(Header(Kind.WELCOME), self.rules.welcome(path, self.step))
 
     def _take_in(self, session: Session, frame: Frame) -> None:
-        try:
-            samples = self.rules.check_request(frame)
-        except ProtocolError:
-            frame.release()
-            raise
+        if frame.kind is not Kind.FORWARD:
+            self.rules.check_request(frame)  # tells what is wrong with it; a FORWARD was looked at before it was read
+        samples = self.rules.samples_of(frame)
         session.unanswered += 1
         self.counters.requests += 1
         self.counters.samples += samples
         self._turns.add(Request(session, frame, samples, session.previous.header_ns))
+
+    def _check_request(self, header: Header, specs: tuple[TensorSpec, ...]) -> None:
+        self.rules.check_request(Frame(header, specs))
+
+    def _all_sent(self, session: Session) -> None:
+        if session.state is not State.LEAVING:
+            self._end_if_done(session)
+        elif session.ended:
+            self.close(session)
+        else:
+            session.previous.finish()
 
     def _end_if_done(self, session: Session) -> None:
         if session.ended and not session.unanswered and not session.previous.sending:
@@ -330,12 +378,21 @@ class Dialogue:
                 return
             if frame.kind is Kind.PING:
                 continue
-            if session.state is State.WELCOMING:
-                self._open(session, read_welcome(frame, following.peer))
-            elif frame.kind is Kind.ERROR:
-                self._leave(session, dict(frame.document))
-            else:
-                self._answer(session, frame, following.header_ns)
+            try:
+                self._told(session, frame, following)
+            except BaseException:
+                frame.release()
+                raise
+            if not following.staged:
+                return
+
+    def _told(self, session: Session, frame: Frame, following: Stream) -> None:
+        if session.state is State.WELCOMING:
+            self._open(session, read_welcome(frame, following.peer))
+        elif frame.kind is Kind.ERROR:
+            self._leave(session, dict(frame.document))
+        else:
+            self._answer(session, frame, following.header_ns)
 
     def _answer(self, session: Session, frame: Frame, header_ns: int) -> None:
         """Pass an answer on, unchanged but for the times."""
@@ -343,7 +400,6 @@ class Dialogue:
         asked = request.frame.header if request is not None else None
         got = frame.header
         if request is None or asked is None or frame.kind is not Kind.RESULT or got.micro_batch != asked.micro_batch:
-            frame.release()
             raise ProtocolError(f"a {frame.kind.name} of request {got.micro_batch} that was not due")
         specs, payloads = list(frame.specs), list(frame.payloads)
         self._send_back(session, request, got.step, specs, payloads, leases_of(frame), header_ns)
@@ -396,7 +452,12 @@ class Dialogue:
         self.counters.answered += 1
         self.counters.latency.add(answered_ns - request.header_ns)
         number = request.frame.header.micro_batch
-        session.previous.send(Header(Kind.RESULT, Flag(0), step, number), specs, payloads, leases)
+        try:
+            session.previous.send(Header(Kind.RESULT, Flag(0), step, number), specs, payloads, leases)
+        except ProtocolError:
+            raise
+        except NetworkError:
+            self._gone(session)
         self._end_if_done(session)
 
     def _overdue(self, session: Session, now: float) -> str | None:
@@ -409,13 +470,24 @@ class Dialogue:
             return f"no answer from {rules.next_peer} within {rules.connect_s:g} s (timeouts.connect_s)"
         if session.state is not State.OPEN:
             return None
-        stuck = [s for s in session.streams if s.sending and now - s.moved_s > rules.silence_s]
+        stuck = [s for s in session.streams if s.sending and now - s.taken_s > rules.silence_s]
         if stuck:
             return f"{stuck[0].peer} took nothing for {rules.silence_s:g} s (timeouts.silence_s)"
-        if previous.in_frame and self.wants_more(session) and now - previous.moved_s > rules.silence_s:
+        if previous.in_frame and self.wants_more(session) and now - previous.received_s > rules.silence_s:
             return f"half a frame, then nothing for {rules.silence_s:g} s (timeouts.silence_s)"
+        if self.starved and previous.holds_buffer and now_ns() - previous.header_ns > rules.silence_s * 1e9:
+            return f"half a frame for {rules.silence_s:g} s, while others wait for its memory (timeouts.silence_s)"
         if following is not None and session.waiting:
             oldest_s = (now_ns() - session.waiting[0].sent_ns) / 1e9
             if session.waiting[0].sent_ns and oldest_s > rules.answer_s:
                 return f"no answer from {following.peer} within {rules.answer_s:g} s (timeouts.step_s)"
         return None
+
+
+def _check_greeting(header: Header, _specs: tuple[TensorSpec, ...]) -> None:
+    raise ProtocolError(f"a connection begins with HELLO, not {header.kind.name}")
+
+
+def _check_answer(header: Header, _specs: tuple[TensorSpec, ...]) -> None:
+    if header.kind is not Kind.RESULT:
+        raise ProtocolError(f"a {header.kind.name} frame; the next hop answers with RESULT")

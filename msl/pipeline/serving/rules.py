@@ -96,7 +96,7 @@ class HopRules:
         return document
 
     def check_request(self, frame: Frame) -> int:
-        """Refuse what is no request; returns its number of samples.
+        """Refuse what is no request, whatever is in its payloads; returns its number of samples.
 
         Raises:
             ProtocolError: what is wrong with it.
@@ -106,11 +106,11 @@ class HopRules:
             raise ProtocolError(f"a {frame.kind.name} frame{' to train' * bool(header.flags)}; a client sends FORWARD")
         if any(spec.role is not Role.SMASHED or spec.flags & TensorFlag.ABSENT for spec in frame.specs):
             raise ProtocolError("a request holds the model's inputs alone: role SMASHED, and none absent")
+        samples = self.samples_of(frame)
         if not self.first:
-            return header.batch_samples
+            return samples
         if len(frame.specs) != len(self.inputs):
             raise ProtocolError(f"a request of {len(frame.specs)} tensors; the model has {len(self.inputs)} inputs")
-        samples = frame.specs[0].shape[0] if frame.specs[0].shape else 0
         for index, (spec, wanted) in enumerate(zip(frame.specs, self.inputs, strict=True)):
             if spec.dtype is not DType[wanted.dtype.upper()]:
                 raise ProtocolError(f"input {index} is of {spec.dtype.name.lower()}; it must be of {wanted.dtype}")
@@ -120,6 +120,12 @@ class HopRules:
         if not 1 <= samples <= self.max_samples:
             raise ProtocolError(f"a request of {samples} samples; 1 to {self.max_samples} are allowed")
         return samples
+
+    def samples_of(self, request: Frame) -> int:
+        """The number of samples of a request; as the hop before says it, where clients do not connect."""
+        if not self.first:
+            return request.header.batch_samples
+        return request.specs[0].shape[0] if request.specs[0].shape else 0
 
 
 def read_welcome(frame: Frame, peer: str) -> list[dict[str, Any]]:

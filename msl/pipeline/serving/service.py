@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 
 import psutil
 
-from msl.errors import MslError
+from msl.errors import MslError, StageError
 from msl.net.fabric import Fabric
 from msl.net.stream import Stream
 from msl.net.trace import now_ns
@@ -29,7 +29,7 @@ from msl.pipeline.serving.dialogue import Dialogue
 from msl.pipeline.serving.request import Request
 from msl.pipeline.serving.rules import HopRules
 from msl.pipeline.serving.session import Session, State
-from msl.pipeline.serving.turns import Turns
+from msl.pipeline.serving.turns import Held, Turns
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,9 @@ _ACCEPTS_A_TURN = 64
 _NAP_S = 0.0005
 _THREADS = 2
 _TAKEN_AT_ONCE = 16
+_QUICK_NS = 200_000
+_QUICK_ONES = 16
+"""So many computations in a row that took less than that, and whoever waits for the network computes as well."""
 
 Compute = Callable[[Sequence[Request]], Sequence[Outputs | MslError]]
 
@@ -77,6 +80,10 @@ class Service:
         self._poll = select.epoll()
         self._watched: dict[int, tuple[Session, Stream]] = {}
         self._interest: dict[int, int] = {}
+        self._fresh: set[int] = set()
+        """Descriptors that are watched since the last look: what that look told of them was of others."""
+        self._out_of_descriptors = False
+        self._quick_ones = 0
         self._wake, self._woken = socket.socketpair()
         self._closed = threading.Event()
         self._fault: str | None = None
@@ -94,6 +101,7 @@ class Service:
 
     def report(self) -> ServiceReport:
         """How the hop is."""
+        rss_bytes = psutil.Process().memory_info().rss
         with self._lock:
             dialogue = self._dialogue
             return ServiceReport(
@@ -105,7 +113,7 @@ class Service:
                 len(self._turns),
                 dialogue.requests.lent_bytes + dialogue.answers.lent_bytes,
                 dialogue.requests.allocated_bytes + dialogue.answers.allocated_bytes,
-                psutil.Process().memory_info().rss,
+                rss_bytes,
                 copy.deepcopy(dialogue.counters),
                 self._fault,
             )
@@ -130,9 +138,12 @@ class Service:
         begin_ns = now_ns()
         for request in requests:
             request.taken_ns = begin_ns
-        outputs = compute(requests)
-        with self._lock:
-            self._hand_over(requests, outputs)
+        outputs: Sequence[Outputs | MslError] = [StageError("what computes has failed")] * len(requests)
+        try:
+            outputs = compute(requests)
+        finally:
+            with self._lock:
+                self._hand_over(requests, outputs)
         return len(requests)
 
     def wait(self, timeout_s: float) -> str | None:
@@ -151,11 +162,15 @@ class Service:
             if thread.is_alive() and thread is not threading.current_thread():
                 thread.join(timeout=5.0)
         with self._lock:
-            for session in list(self._dialogue.sessions):
-                self._dialogue.close(session)
-            for sock in (self._listener, self._wake, self._woken):
+            self._turn_away()
+            for sock in (self._wake, self._woken):
                 sock.close()
             self._poll.close()
+
+    def _turn_away(self) -> None:
+        for session in list(self._dialogue.sessions):
+            self._dialogue.close(session)
+        self._listener.close()
 
     # -- the two roles
 
@@ -181,46 +196,87 @@ class Service:
             self._closed.set()
             with self._roles:
                 self._roles.notify_all()
+            with self._lock, contextlib.suppress(Exception):
+                self._turn_away()
 
     def _lead(self) -> bool:
-        """Wait for the network and answer it, until something waits that nobody computes; False at the end."""
+        """Wait for the network and answer it, until something waits that another one is to compute; False at the end.
+
+        Where computations are quicker than a change of threads, it computes by itself.
+        """
         checked_s = time.monotonic()
+        wait_s = _TICK_S
         while not self._closed.is_set():
-            events = self._poll.poll(_TICK_S)
+            events = self._poll.poll(wait_s)
+            wait_s = _TICK_S
+            requests: list[Request] = []
             with self._lock:
+                self._fresh.clear()
                 for descriptor, event in events:
                     self._happened(descriptor, event)
                 if time.monotonic() - checked_s > _TICK_S:
                     checked_s = time.monotonic()
-                    self._dialogue.check_deadlines()
-                    for session in list(self._dialogue.sessions):
-                        self._settle(session)
-                    self._poll.modify(self._listener, select.EPOLLIN)
-                if self._turns and not self._computing and self._inference is not None:
-                    self._computing = True
-                    return True
+                    self._look_around()
+                if not self._computing and self._inference is not None:
+                    due_ns = self._due_in_ns()
+                    if due_ns == 0 and self._quick_ones >= _QUICK_ONES:
+                        requests = self._take()
+                    elif due_ns is not None:
+                        self._computing = True
+                        return True
+            if requests and self._infer(requests) == 0:
+                wait_s = 0.0
         return False
+
+    def _look_around(self) -> None:
+        """Find what no event tells of."""
+        self._dialogue.check_deadlines()
+        for session in list(self._dialogue.sessions):
+            self._settle(session)
+        self._feed()
+        if self._out_of_descriptors:
+            self._out_of_descriptors = False
+            self._poll.modify(self._listener, select.EPOLLIN)
 
     def _compute(self) -> None:
         """Compute until nothing waits."""
         while not self._closed.is_set():
             with self._lock:
-                due_ns = self._turns.due_in_ns(now_ns())
+                due_ns = self._due_in_ns()
                 if due_ns is None:
                     self._computing = False
                     return
-                full = self._dialogue.backlog.num_bytes > self._rules.memory_bytes
-                requests = [] if due_ns or full else self._turns.take()
-                for request in requests:
-                    request.taken_ns = now_ns()
-                    self._dialogue.counters.queue.add(request.taken_ns - request.received_ns)
-            if not requests:
-                time.sleep(min(_NAP_S, due_ns / 1e9 or _NAP_S))
-                continue
-            assert self._inference is not None
-            outputs = self._inference.compute(requests)
-            with self._lock:
-                self._hand_over(requests, outputs)
+                requests = [] if due_ns else self._take()
+            if requests:
+                self._infer(requests)
+            else:
+                time.sleep(min(_NAP_S, due_ns / 1e9))
+
+    def _take(self) -> list[Request]:
+        requests = self._turns.take(self._held())
+        taken_ns = now_ns()
+        for request in requests:
+            request.taken_ns = taken_ns
+            self._dialogue.counters.queue.add(taken_ns - request.received_ns)
+        return requests
+
+    def _infer(self, requests: Sequence[Request]) -> int | None:
+        """Compute and send on what comes out; tells when more is due, as `Turns.due_in_ns`."""
+        assert self._inference is not None
+        outputs = self._inference.compute(requests)
+        with self._lock:
+            quick = now_ns() - requests[0].taken_ns < _QUICK_NS
+            self._quick_ones = self._quick_ones + 1 if quick else 0
+            self._hand_over(requests, outputs)
+            return self._due_in_ns()
+
+    def _due_in_ns(self) -> int | None:
+        return self._turns.due_in_ns(now_ns(), self._held())
+
+    def _held(self) -> Held | None:
+        """With the memory full of what peers do not take, those sessions have no turn whose peers do not."""
+        full = self._dialogue.backlog.num_bytes > self._rules.memory_bytes
+        return _is_sending if full else None
 
     def _hand_over(self, requests: Sequence[Request], outputs: Sequence[Outputs | MslError]) -> None:
         computed_ns = now_ns()
@@ -239,23 +295,25 @@ class Service:
     def add(self, session: Session, stream: Stream) -> None:
         """Wait for what happens on a connection."""
         descriptor = stream.fileno()
+        wanted = self._wanted(session, stream)
+        self._poll.register(descriptor, wanted)
         self._watched[descriptor] = session, stream
-        self._interest[descriptor] = 0
-        self._poll.register(descriptor, 0)
-        self._settle(session)
+        self._interest[descriptor] = wanted
+        self._fresh.add(descriptor)
 
     def drop(self, stream: Stream) -> None:
         """Wait no longer."""
         descriptor = stream.fileno()
-        del self._watched[descriptor], self._interest[descriptor]
-        self._poll.unregister(descriptor)
+        if self._watched.pop(descriptor, None) is not None:
+            del self._interest[descriptor]
+            self._poll.unregister(descriptor)
 
     def _happened(self, descriptor: int, event: int) -> None:
         if descriptor == self._listener.fileno():
             self._accept()
             return
-        if descriptor not in self._watched:
-            return  # closed by what happened before it
+        if descriptor not in self._watched or descriptor in self._fresh:
+            return  # closed by what happened before it, and perhaps given to another connection since
         session, stream = self._watched[descriptor]
         if event & select.EPOLLOUT:
             self._dialogue.writable(session, stream)
@@ -275,18 +333,24 @@ class Service:
         if session.state is State.CLOSED:
             return
         for stream in session.streams:
-            wanted = select.EPOLLOUT if stream.sending else 0
-            if stream is session.previous:
-                wants_more = self._dialogue.wants_more(session)
-                wanted |= select.EPOLLIN if wants_more else 0
-                # Others have their turn, then it goes on here: a connection can be written to at nearly any time.
-                wanted |= select.EPOLLOUT if wants_more and session.unread else 0
-            else:
-                wanted |= select.EPOLLOUT if session.state is State.CONNECTING else select.EPOLLIN
+            wanted = self._wanted(session, stream)
             descriptor = stream.fileno()
-            if self._interest[descriptor] != wanted:
+            before = self._interest[descriptor]
+            if before != wanted:
                 self._interest[descriptor] = wanted
                 self._poll.modify(descriptor, wanted)
+                if wanted & ~before & select.EPOLLIN:
+                    stream.expect()
+
+    def _wanted(self, session: Session, stream: Stream) -> int:
+        """What is to be waited for on one of a session's connections."""
+        wanted = select.EPOLLOUT if stream.sending else 0
+        if stream is not session.previous:
+            return wanted | (select.EPOLLOUT if session.state is State.CONNECTING else select.EPOLLIN)
+        if not self._dialogue.wants_more(session):
+            return wanted
+        # Others have their turn, then it goes on here: a connection can be written to at nearly any time.
+        return wanted | select.EPOLLIN | (select.EPOLLOUT if session.unread else 0)
 
     def _accept(self) -> None:
         for _ in range(_ACCEPTS_A_TURN):
@@ -297,6 +361,12 @@ class Service:
             except OSError as error:
                 # Out of descriptors, perhaps: go on with whom there is until the next tick.
                 log.warning("hop %d: accept failed: %s", self._rules.hop, error)
+                self._out_of_descriptors = True
                 self._poll.modify(self._listener, 0)
+                self._dialogue.make_room()
                 return
             self._dialogue.admit(sock, address[0])
+
+
+def _is_sending(session: Session) -> bool:
+    return session.sending

@@ -59,6 +59,11 @@ class Session:
         self.since_s = time.monotonic()
 
     @property
+    def sending(self) -> bool:
+        """Whether a peer has not taken all that it was sent."""
+        return self.previous.sending or (self.following is not None and self.following.sending)
+
+    @property
     def streams(self) -> list[Stream]:
         """The connections that there are."""
         return [self.previous] if self.following is None else [self.previous, self.following]

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Sequence
 
 from msl.pipeline.serving.request import Request
 from msl.pipeline.serving.session import Session
+
+Held = Callable[[Session], bool]
+"""Whether a session has no turn for now, whatever it has waiting."""
 
 
 class Turns:
@@ -48,21 +52,21 @@ class Turns:
         self._waiting -= len(queue)
         return list(queue)
 
-    def due_in_ns(self, now_ns: int) -> int | None:
-        """How long until something is to be taken: 0 if now, None if nothing waits."""
-        if not self._order:
+    def due_in_ns(self, now_ns: int, held: Held | None = None) -> int | None:
+        """How long until something is to be taken: 0 if now, None if nothing waits but for sessions that are held."""
+        order = self._having_turns(held)
+        if not order:
             return None
         if not self._budget_ns:
             return 0
-        first = self._queues[self._order[0]][0]
-        if self._mergeable(first) >= self._max_samples:
+        if self._mergeable(order) >= self._max_samples:
             return 0
-        oldest = min(queue[0].received_ns for queue in self._queues.values())
+        oldest = min(self._queues[session][0].received_ns for session in order)
         return max(0, oldest + self._budget_ns - now_ns)
 
-    def take(self) -> list[Request]:
+    def take(self, held: Held | None = None) -> list[Request]:
         """The next requests to be computed together, at least one; call it when something is due."""
-        first = self._pop(self._order[0])
+        first = self._pop(self._having_turns(held)[0])
         taken = [first]
         if not self._budget_ns:
             return taken
@@ -71,7 +75,7 @@ class Turns:
         found = True
         while found:
             found = False
-            for session in list(self._order):
+            for session in list(self._having_turns(held)):
                 candidate = self._queues[session][0]
                 if candidate.signature == signature and samples + candidate.samples <= self._max_samples:
                     taken.append(self._pop(session))
@@ -79,13 +83,17 @@ class Turns:
                     found = True
         return taken
 
-    def _mergeable(self, first: Request) -> int:
-        """Samples that wait and could be computed together with `first`."""
+    def _having_turns(self, held: Held | None) -> Sequence[Session]:
+        return self._order if held is None else [session for session in self._order if not held(session)]
+
+    def _mergeable(self, order: Sequence[Session]) -> int:
+        """Samples that wait and could be computed together with the request that comes first."""
+        signature = self._queues[order[0]][0].signature
         return sum(
             request.samples
-            for queue in self._queues.values()
-            for request in queue
-            if request.signature == first.signature
+            for session in order
+            for request in self._queues[session]
+            if request.signature == signature
         )
 
     def _pop(self, session: Session) -> Request:

@@ -15,18 +15,18 @@ def own_stages(config: Config) -> int:
     return sum(place.stage is not None for place in lay_out(config)[1])
 
 
-def of_length(config: Config, stages: Sequence[int], stage_at_source: bool, cluster: str) -> dict[int, Config]:
+def of_length(config: Config, stages: Sequence[int], stage_at_source: bool, bench: str) -> dict[int, Config]:
     """The job with so many stages, each on a host of its own, on a local cluster that is the benchmark's own.
 
     All have the same hosts: the job's, source first, and as many more as the longest chain needs. They have equally
-    many CPUs, so that all stages round alike. The job's own cut is taken for as many stages as it makes; other numbers
-    of stages are balanced.
+    many CPUs, so that all stages round alike, and services merge no requests, for the same reason. The job's own cut is
+    taken for as many stages as it makes; other numbers of stages are balanced.
 
     Args:
         config: the job.
         stages: how many, of each chain.
         stage_at_source: whether the source computes the first of them.
-        cluster: name of the cluster.
+        bench: which benchmark; its cluster is named after it.
 
     Raises:
         ConfigError: the job is for an existing cluster, on which hosts cannot be added.
@@ -40,10 +40,10 @@ def of_length(config: Config, stages: Sequence[int], stage_at_source: bool, clus
     known = {host.name: host for host in config.hosts}
     shared = {
         "hosts": tuple(known.get(n, HostConfig(name=n)).model_copy(update={"cpus": threads}) for n in order),
-        "cluster": config.cluster.model_copy(update={"name": cluster, "network": "private"}),
+        "cluster": config.cluster.model_copy(update={"name": f"{config.cluster.name}-{bench}", "network": "private"}),
         # Several chains at once: each has the service address that follows from its number.
         "sr": config.sr.model_copy(update={"service": None, "via": _for_any_length(config)}),
-        "serve": config.serve.model_copy(update={"hosts": None}),
+        "serve": config.serve.model_copy(update={"hosts": None, "max_wait_ms": 0.0}),
     }
     found = {}
     for number in stages:

@@ -1,0 +1,348 @@
+"""Many clients at once: every answer right, turns fair, requests merged, and memory within its bounds."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import msl
+from msl.errors import StageError
+from msl.net.connection import Connection
+from msl.net.fabric import DirectFabric, endpoint_of
+from msl.net.frame import Flag, Header, Kind, Role, encode
+from msl.pipeline.serving.compute import inputs_of
+from msl.pipeline.serving.request import Request
+from msl.pipeline.serving.rules import HopRules
+from msl.pipeline.serving.service import Service
+from msl.pipeline.serving.turns import Turns
+from msl.pipeline.wire import describe_all, tensors_in
+from msl.plan import InputSpec
+from tests.unit.services import Address, Stages, ask, connect, serve, serving
+
+
+def until(true: Callable[[], bool], what: str, timeout_s: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.005)
+
+
+def load(address: Address, whole: nn.Module, seed: int, requests: int, exact: bool) -> int:
+    """Ask with batches of random sizes, pipelined as deep as comes, and compare the answers; how many there were."""
+    chance = np.random.default_rng(seed)
+    checked = 0
+    while checked < requests:  # and connect anew now and then
+        with msl.Client(address, "toy") as client:
+            inputs = [torch.from_numpy(chance.normal(size=(chance.integers(1, 9), 8))).float() for _ in range(10)]
+            pending = [client.submit(each) for each in inputs]
+            for each, answer in zip(inputs, pending, strict=True):
+                with torch.inference_mode():
+                    expected = whole(each)
+                if exact:
+                    assert torch.equal(answer.result(), expected)
+                else:
+                    torch.testing.assert_close(answer.result(), expected)
+                checked += 1
+    return checked
+
+
+@pytest.mark.parametrize("hops", [1, 3])
+def test_32_clients_at_once_get_the_unsplit_models_answers(hops: int) -> None:
+    stages = Stages(hops)
+    with serving(stages) as (address, services), ThreadPoolExecutor(32) as pool:
+        done = [pool.submit(load, address, stages.whole, seed, 40, True) for seed in range(32)]
+        assert sum(each.result() for each in done) == 32 * 40
+        until(lambda: all(not service.report().open for service in services), "all sessions have ended")
+        for service in services:
+            report = service.report()
+            assert report.counters.answered == report.counters.requests == report.counters.batches == 32 * 40
+            assert not report.counters.refused
+            assert not report.lent_bytes
+
+
+class Widest(nn.Module):
+    """Keeps the largest batch that it has seen."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.seen = 0
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.seen = max(self.seen, len(inputs))
+        return self.inner(inputs)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("hops", [1, 3])
+def test_merged_requests_are_answered_each_with_its_own(hops: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.unit.services.Turns", partial(Turns, 5.0, 16))
+    stages = Stages(hops)
+    widest = [Widest(module) for module in stages.modules]
+    with serve(widest, InputSpec((8,), "float32")) as (address, services), ThreadPoolExecutor(16) as pool:
+        done = [pool.submit(load, address, stages.whole, seed, 40, False) for seed in range(16)]
+        assert sum(each.result() for each in done) == 16 * 40
+        for service, module in zip(services, widest, strict=True):
+            counters = service.report().counters
+            assert counters.answered == 16 * 40
+            assert counters.batches < counters.answered / 1.5
+            assert 8 < module.seen <= 16
+
+
+def test_a_request_that_cannot_be_merged_spoils_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage that takes no more than one of them at once computes each by itself."""
+    monkeypatch.setattr("tests.unit.services.Turns", partial(Turns, 20.0, 64))
+
+    class Choosy(nn.Module):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            if (inputs < 0).any():
+                raise ValueError("less than nothing")
+            return inputs
+
+    with serve([Choosy()], InputSpec((8,), "float32")) as (address, _):
+        clients = [connect(address) for _ in range(4)]
+        for number, client in enumerate(clients):
+            ask(client, number, torch.full((1, 8), -1.0 if number == 2 else 1.0))
+        kinds = [client.receive().kind for client in clients]
+        assert kinds == [Kind.RESULT, Kind.RESULT, Kind.ERROR, Kind.RESULT]
+        for client in clients:
+            client.close()
+
+
+class Counts(nn.Module):
+    """Counts its computations, and takes a little while for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.count += 1
+        time.sleep(0.002)
+        return inputs + self.count - inputs
+
+
+def requests(count: int, inputs: torch.Tensor) -> bytes:
+    specs, payloads = describe_all([inputs])
+    frames = (encode(Header(Kind.FORWARD, Flag(0), 0, number), specs, payloads) for number in range(count))
+    return b"".join(piece for frame in frames for piece in frame)
+
+
+@pytest.mark.parametrize("flooding", [1, 5])
+def test_a_flood_delays_others_by_a_computation_of_each_flooding_client(flooding: int) -> None:
+    stage = Counts()
+    with serve([stage], InputSpec((8,), "float32")) as (address, services):
+        floods = [connect(address) for _ in range(flooding)]
+        raw = requests(300, torch.zeros(1, 8))
+        for flood in floods:
+            flood._sock.sendall(raw)
+        until(lambda: stage.count > 5, "the flood is there")
+        single = connect(address)
+        for number in range(10):
+            before = services[0].report().counters.requests
+            assert before < flooding * 300
+            begin = stage.count
+            ask(single, number, torch.zeros(1, 8))
+            answer = single.receive()
+            (output,) = tensors_in(answer, Role.SMASHED)
+            assert output is not None
+            # One that is under way, one of each other client, its own, and one begun before this was measured.
+            assert float(output[0, 0]) - begin <= flooding + 3
+            answer.release()
+        for each in (*floods, single):
+            each.close()
+
+
+class Wide(nn.Module):
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs[:, :1].expand(-1, 2**16).contiguous()
+
+
+@pytest.mark.parametrize("hops", [1, 3])
+def test_a_client_that_does_not_read_is_not_read_from_and_gets_all_answers_once_it_does(hops: int) -> None:
+    window, answer, total = 4, 4 * 2**16, 400
+    modules = [*Stages(hops - 1).modules, Wide()]
+    with serve(modules, InputSpec((8,), "float32"), in_flight=window) as (address, services):
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect(address)
+        client = Connection(sock, "the service", 2**20, 10.0)
+        client.send_document(Header(Kind.HELLO), {"service": "toy"})
+        assert client.receive().kind is Kind.WELCOME
+        sender = threading.Thread(target=sock.sendall, args=(requests(total, torch.rand(1, 8)),))
+        sender.start()
+
+        def taken() -> int:
+            return services[0].report().counters.requests
+
+        until(lambda: taken() > window, "it has begun")
+        before = -1
+        while before != taken():
+            before = taken()
+            time.sleep(0.3)
+        assert before < total / 2
+        assert services[0]._dialogue.backlog.num_bytes <= window * (answer + 1024)
+        for number in range(total):
+            frame = client.receive()
+            assert (frame.kind, frame.header.micro_batch) == (Kind.RESULT, number)
+            frame.release()
+        sender.join()
+        client.close()
+
+
+def ask_large(address: Address, seed: int, samples: int, width: int) -> int:
+    torch.manual_seed(seed)
+    inputs = torch.rand(samples, width)
+    with msl.Client(address, "toy", timeout_s=30) as client:
+        pending = [client.submit(inputs + number) for number in range(12)]
+        for number, each in enumerate(pending):
+            assert torch.equal(each.result(), inputs + number + 3)
+    return 12
+
+
+class AddsOne(nn.Module):
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs + 1
+
+
+def test_little_memory_makes_clients_wait_and_never_for_ever() -> None:
+    """Frames of 2 MiB both ways through three hops, each with memory for two."""
+    width = 2**14
+    spec = InputSpec((width,), "float32")
+    frame = 32 * width * 4
+    with (
+        serve([AddsOne() for _ in range(3)], spec, memory_bytes=2 * frame) as (address, services),
+        ThreadPoolExecutor(8) as pool,
+    ):
+        done = [pool.submit(ask_large, address, seed, 32 if seed % 4 else 1, width) for seed in range(8)]
+        most = 0
+        while not all(each.done() for each in done):
+            most = max(most, *(service._dialogue.requests.lent_bytes for service in services))
+            time.sleep(0.002)
+        assert sum(each.result() for each in done) == 8 * 12
+        assert most <= 2 * 2 * frame  # a buffer is of a power of two
+        until(lambda: all(not service.report().lent_bytes for service in services), "all is given back")
+        assert not any(service.report().counters.refused for service in services)
+
+
+def test_a_request_larger_than_the_memory_has_its_turn_among_small_ones() -> None:
+    stage = AddsOne()
+    width = 2**10
+    stop = threading.Event()
+
+    def small(address: Address) -> None:
+        with msl.Client(address, "toy") as client:
+            while not stop.is_set():
+                for each in [client.submit(np.zeros((4, width), np.float32)) for _ in range(8)]:
+                    each.result()
+
+    with (
+        serve([stage], InputSpec((width,), "float32"), memory_bytes=2**18) as (address, _),
+        ThreadPoolExecutor(6) as pool,
+    ):
+        done = [pool.submit(small, address) for _ in range(6)]
+        try:
+            with msl.Client(address, "toy", timeout_s=20) as client:
+                for _ in range(3):
+                    assert client.predict(np.zeros((512, width), np.float32)).sum() == 512 * width
+        finally:
+            stop.set()
+        for each in done:
+            each.result()
+
+
+def test_who_stalls_with_memory_that_others_wait_for_is_ended() -> None:
+    """However steadily its bytes drip."""
+    width = 2**10
+    with serve([AddsOne()], InputSpec((width,), "float32"), memory_bytes=2**18, silence_s=0.5) as (address, services):
+        slow = connect(address)
+        raw = requests(1, torch.zeros(40, width))
+        slow._sock.sendall(raw[:1000])
+        with msl.Client(address, "toy") as client:
+            pending = client.submit(np.zeros((40, width), np.float32))
+            for position in range(1000, 1200):
+                if services[0].report().counters.refused:
+                    break
+                slow._sock.sendall(raw[position : position + 1])
+                time.sleep(0.02)
+            assert pending.result().sum() == 40 * width
+        answer = slow.receive()
+        assert "while others wait for its memory" in str(answer.document.get("message"))
+        slow.close()
+
+
+def test_a_service_without_a_stage_computes_when_it_is_asked_to() -> None:
+    rules = HopRules("toy", 1, "source", "n1", None, "", "", (InputSpec((8,), "float32"),), 0)
+    listener = DirectFabric("127.0.0.1").listen()
+    service = Service(rules, None, None, listener, Turns())
+    service.start()
+
+    def compute(waiting: Sequence[Request]) -> list[list[torch.Tensor]]:
+        return [[tensor + 1 for tensor in inputs_of(request)] for request in waiting]
+
+    stop = threading.Event()
+
+    def work() -> int:
+        done = step = 0
+        while not stop.is_set():
+            done += service.work(compute, step)
+            step += 1
+        return done
+
+    stages = nn.Sequential(AddsOne())
+    try:
+        address = endpoint_of(listener)
+        with ThreadPoolExecutor(9) as pool:
+            working = pool.submit(work)
+            done = [pool.submit(load, address, stages, seed, 50, True) for seed in range(8)]
+            assert sum(each.result() for each in done) == 400
+            stop.set()
+            assert working.result() == 400
+    finally:
+        stop.set()
+        service.close()
+
+
+def test_computing_that_fails_tells_those_who_asked() -> None:
+    rules = HopRules("toy", 1, "source", "n1", None, "", "", (InputSpec((8,), "float32"),), 0)
+    listener = DirectFabric("127.0.0.1").listen()
+    service = Service(rules, None, None, listener, Turns())
+    service.start()
+    try:
+        client = connect(endpoint_of(listener))
+        ask(client, 0, torch.zeros(1, 8))
+        until(lambda: service.report().waiting == 1, "it waits")
+
+        def fails(_: Sequence[Request]) -> list[list[torch.Tensor]]:
+            raise StageError("the chain broke")
+
+        with pytest.raises(StageError, match="the chain broke"):
+            service.work(fails, 1)
+        assert client.receive().kind is Kind.ERROR
+        client.close()
+        until(lambda: not service.report().open and not service.report().lent_bytes, "all is given back")
+    finally:
+        service.close()
+
+
+def test_a_client_that_is_gone_while_its_request_is_computed() -> None:
+    class Slow(nn.Module):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            time.sleep(0.1)
+            return inputs
+
+    with serve([Slow()], InputSpec((8,), "float32")) as (address, services):
+        for _ in range(3):
+            client = connect(address)
+            client._sock.sendall(requests(8, torch.zeros(1, 8)))
+            time.sleep(0.02)
+            client.close()
+        until(lambda: not services[0].report().open and not services[0].report().lent_bytes, "all is given back")
