@@ -17,12 +17,12 @@ import signal
 import socket
 import statistics
 import struct
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,9 @@ GROWTH, ALLOWANCE_BYTES = 1.05, 20e6
 SETTLE_S = 60.0
 """Time for the connections to be forgotten; a proxy forgets an idle one after 10 s."""
 TIMEOUT_S = 30.0
+SHAPE = (1, 16, 16)
+Flows = Callable[[], int | None]
+"""Counts the flow entries; None if the fabric has none."""
 
 
 class SoakError(Exception):
@@ -153,16 +156,28 @@ KINDS = ("single", "pipelined", "reconnecting", "slow", *DISTURBERS)
 # -- the service
 
 
-def train(folder: Path, name: str) -> Path:
-    """A run with a checkpoint, of a model that is trained in seconds."""
-    config = write_config(folder, name=name, cluster={"name": name}, train={"epochs": 1})
-    done = msl("train", "--config", config, "--out", folder / "run")
+@contextlib.contextmanager
+def cluster(folder: Path, name: str, fabric: str) -> Iterator[Path]:
+    """The configuration of the job; its cluster runs, so that `msl status` can tell of it."""
+    sizes = {"num_train": 44, "num_test": 12, "shape": list(SHAPE), "num_classes": 4}
+    settings = {"cluster": {"name": name}, "data": {"args": sizes}, "train": {"epochs": 1}}
+    config = write_config(folder, name=name, fabric=fabric, **settings)
+    try:
+        run("up", "--config", config)
+        yield config
+    finally:
+        msl("down", "--config", config)
+
+
+def run(*arguments: str | Path) -> str:
+    """What an `msl` command prints."""
+    done = msl(*arguments)
     if done.code:
-        raise SoakError(f"the training failed: {done.last_line}")
-    return folder / "run"
+        raise SoakError(f"msl {arguments[0]} failed: {done.last_line}")
+    return done.output
 
 
-def remember(run: Path, path: Path) -> None:
+def remember(trained: Path, path: Path) -> None:
     """Write down what the unsplit model makes of the test set; in a process of its own, as it needs torch."""
     import numpy as np
     import torch
@@ -172,19 +187,19 @@ def remember(run: Path, path: Path) -> None:
     from msl.cli.train import config_of_run
     from msl.pipeline.checkpoint import load
 
-    model = prepare(config_of_run(None, (), run, "")).model
-    state, _ = load(newest_checkpoint(run), model)
+    model = prepare(config_of_run(None, (), trained, "")).model
+    state, _ = load(newest_checkpoint(trained), model)
     model.load_state_dict(dict(state.weights))
-    inputs = torch.randn(40, 1, 32, 32)
+    inputs = torch.randn(40, *SHAPE)
     with torch.inference_mode():
         outputs = model.eval()(inputs)
     np.savez(path, inputs=inputs.numpy(), outputs=outputs.numpy())
 
 
 @contextlib.contextmanager
-def served(run: Path, name: str, fabric: str) -> Iterator[ServiceRecord]:
+def served(trained: Path, name: str) -> Iterator[ServiceRecord]:
     """`msl serve`, ready; ended with SIGINT."""
-    process = start("serve", "--checkpoint", run, "--set", f"fabric={fabric}")
+    process = start("serve", "--checkpoint", trained)
     try:
 
         def ready() -> ServiceRecord | None:
@@ -200,9 +215,9 @@ def served(run: Path, name: str, fabric: str) -> Iterator[ServiceRecord]:
         finish(process)
 
 
-def num_flows() -> int:
+def num_flows(config: Path) -> int:
     """Flow entries of all proxies, as `msl status` tells."""
-    shown = subprocess.run([sys.executable, "-m", "msl", "status"], capture_output=True, text=True, timeout=120).stdout
+    shown = run("status", "--config", config)
     if (at := shown.find("\nflows")) < 0:
         raise SoakError("msl status tells of no flows")
     section = shown[at:]
@@ -275,19 +290,21 @@ def soak(minutes: float, fabric: str) -> None:
     name = f"soak{os.getpid()}"
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="msl-soak-") as folder:
-        run, known = train(Path(folder), name), Path(folder) / "known.npz"
-        remembering = context.Process(target=remember, args=(run, known))
-        remembering.start()
-        remembering.join()
-        with served(run, name, fabric) as record:
-            steered = record.fabric == "sfc"
-            flows = num_flows() if steered else 0
-            memory = loaded(Load(record, known, minutes * 60), record, steered)
-            settled(record, flows if steered else None)
+        trained, known = Path(folder) / "run", Path(folder) / "known.npz"
+        with cluster(Path(folder), name, fabric) as config:
+            run("train", "--config", config, "--out", trained)
+            remembering = context.Process(target=remember, args=(trained, known))
+            remembering.start()
+            remembering.join()
+            with served(trained, name) as record:
+                flows = partial(num_flows, config) if record.fabric == "sfc" else lambda: None
+                before = flows()
+                memory = loaded(Load(record, known, minutes * 60), record, flows)
+                settled(record, flows, before or 0)
     grown(memory)
 
 
-def loaded(load: Load, record: ServiceRecord, steered: bool) -> dict[str, list[float]]:
+def loaded(load: Load, record: ServiceRecord, flows: Flows) -> dict[str, list[float]]:
     """Watch the load to its end; the resident memory of each NSF, second by second."""
     memory: dict[str, list[float]] = {}
     begin = shown = time.monotonic()
@@ -306,7 +323,7 @@ def loaded(load: Load, record: ServiceRecord, steered: bool) -> dict[str, list[f
             if (now := time.monotonic()) - shown >= EVERY_S:
                 rate = (tally.answered - answered) / (now - shown)
                 answered, shown = tally.answered, now
-                show(now - begin, rate, load.latencies, told.get("hops", {}), num_flows() if steered else None)
+                show(now - begin, rate, load.latencies, told.get("hops", {}), flows())
                 load.latencies.clear()
         load.look()
         load.check()
@@ -320,7 +337,7 @@ def show(seconds: float, rate: float, latencies: list[float], hops: dict[str, An
     cuts = statistics.quantiles(latencies, n=100) if len(latencies) > 1 else [float("nan")] * 99
     times = " ".join(f"p{percent} {cuts[percent - 1] * 1e3:.1f}" for percent in (50, 95, 99))
     memory = " ".join(f"{hop} {figures['rss_bytes'] / 1e6:.0f}" for hop, figures in hops.items())
-    first = next(iter(hops.values()), {"connections": 0, "refused": {}})
+    first: dict[str, Any] = next(iter(hops.values()), {"connections": 0, "refused": {}})
     refused = sum(first["refused"].values())
     steered = f", {flows} flow entries" if flows is not None else ""
     print(
@@ -330,18 +347,18 @@ def show(seconds: float, rate: float, latencies: list[float], hops: dict[str, An
     )
 
 
-def settled(record: ServiceRecord, flows: int | None) -> None:
+def settled(record: ServiceRecord, flows: Flows, before: int) -> None:
     """Wait until the connections of the load are forgotten everywhere."""
     deadline = time.monotonic() + SETTLE_S
     while True:
         hops = services.figures(record.name).get("hops", {})
         # The service's own probe may be one of them.
         open_ones = max((figures["connections"] for figures in hops.values()), default=0)
-        entries = num_flows() if flows is not None else 0
-        if open_ones <= 1 and entries <= (flows or 0):
+        entries = flows() or 0
+        if open_ones <= 1 and entries <= before:
             return
         if time.monotonic() > deadline:
-            raise SoakError(f"{open_ones} connections and {entries} flow entries are left; there were {flows or 0}")
+            raise SoakError(f"{open_ones} connections and {entries} flow entries are left; there were {before}")
         time.sleep(1.0)
 
 
@@ -362,6 +379,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30.0, help="of load (default: 30)")
     parser.add_argument("--fabric", default="auto", choices=("auto", "sfc", "direct"))
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     try:
         soak(options.minutes, options.fabric)
     except (SoakError, AssertionError) as error:

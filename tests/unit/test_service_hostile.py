@@ -9,6 +9,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import psutil
@@ -87,7 +88,7 @@ def undisturbed(modules: Sequence[nn.Module], **settings: Any) -> Iterator[tuple
         check(good)
         good.close()
         for service in services:
-            until(lambda service=service: is_empty(service), f"all is given back: {service.report()}")
+            until(partial(is_empty, service), f"all is given back: {service.report()}")
             assert service.report().fault is None
             assert service.report().allocated_bytes < 65 * 2**20
             assert not service._watched

@@ -161,6 +161,48 @@ def test_a_flood_delays_others_by_a_computation_of_each_flooding_client(flooding
             each.close()
 
 
+class Naps(nn.Module):
+    """Takes long enough that one thread computes while the other one waits for the network."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.0003)
+        return inputs
+
+
+@pytest.mark.parametrize("stage", [Naps, nn.Identity])
+@pytest.mark.parametrize("hops", [1, 3])
+@pytest.mark.parametrize("window", [1, 3, 20])
+def test_clients_whose_windows_fill_and_open_all_the_time_are_not_taken_for_gone(
+    hops: int, window: int, stage: type[nn.Module]
+) -> None:
+    """An event may be looked at after what it tells of was read by the other thread."""
+    total = 500
+    stages = [stage() for _ in range(hops)]
+    with serve(stages, InputSpec((8,), "float32"), in_flight=window, memory_bytes=4096 * 80) as (address, services):
+
+        def flood() -> None:
+            client = connect(address)
+            raw = requests(total, torch.zeros(1, 8))
+
+            def send() -> None:
+                for position in range(0, len(raw), 5000):
+                    client._sock.sendall(raw[position : position + 5000])
+
+            sender = threading.Thread(target=send)
+            sender.start()
+            for number in range(total):
+                answer = client.receive()
+                assert (answer.kind, answer.header.micro_batch) == (Kind.RESULT, number), answer.document
+                answer.release()
+            sender.join()
+            client.close()
+
+        with ThreadPoolExecutor(4) as pool:
+            for each in [pool.submit(flood) for _ in range(4)]:
+                each.result()
+        assert not services[0].report().counters.refused
+
+
 class Wide(nn.Module):
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return inputs[:, :1].expand(-1, 2**16).contiguous()

@@ -11,7 +11,7 @@ from typing import Any
 from msl.bench import plots
 from msl.bench.inference.latency import Latency, case_of, overheads
 from msl.bench.inference.sides import COMPILED, DIRECT, RAY, SFC, UNSPLIT
-from msl.bench.inference.where import TOTALS, Where, hop_cases
+from msl.bench.inference.where import DISJOINT, Where, hop_cases
 from msl.bench.report import Report, table
 from msl.bench.result import Ratio, values
 from msl.metrics.summary import percentile
@@ -122,7 +122,7 @@ def plot(folder: Path, chains: Sequence[Measured]) -> None:
     for chain in chains:
         if chain.where is not None:
             case, samples = next(iter(chain.where.times.items()))
-            parts = {part: {s: values(samples, f"all_{part}", s) for s in chain.services} for part in TOTALS}
+            parts = {part: {s: values(samples, f"all_{part}", s) for s in chain.services} for part in DISJOINT}
             axes = (f"{chain.title}, batch {case.removeprefix('batch')}", "ms: median, p10 to p90")
             plots.bars(folder / f"where-{chain.suffix}.png", parts, axes)
 
@@ -208,7 +208,9 @@ def _where_reports(measured: Measured, record: Record, where: Where) -> list[Rep
             record.machine,
             f"where_ms_{suffix}_{case_of(batch)}",
             "Milliseconds of traced requests, from the hops' own clocks. `network` is what the hop before waited less"
-            " what the hop was busy, so it holds the kernel, the fabric and the wake-ups on both sides.",
+            " what the hop was busy, so it holds the kernel, the fabric and the wake-ups on both sides. Where the"
+            " receiver goes on before its sender does, as it may with few cores, the sender's `socket` is as much too"
+            " long as `network` is too short, below 0 even: only both together say something then.",
             hop_cases(plan),
             _service_sides(measured),
             where.times[case_of(batch)],

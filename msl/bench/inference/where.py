@@ -17,12 +17,15 @@ MIB = 2**20
 TOTALS = {
     "network": "network, all hops, both ways",
     "socket": "sending and receiving in the processes",
+    "moved": "both of them together",
     "serialise": "from tensors to frames and back",
     "queue": "waiting to be computed",
     "compute": "computing",
     "sum": "the whole request",
 }
 """Parts over all hops."""
+DISJOINT = ("moved", "serialise", "queue", "compute", "sum")
+"""Of them, what does not depend on whether a sender or its receiver goes on first, and the sum."""
 _PARTS = ("network", "queue", "compute", "serialise", "socket")
 
 
@@ -84,4 +87,5 @@ def parts_ms(trace: Trace, plan: Plan) -> dict[str, float]:
         found |= {f"{member.place.name}_{part}": ns / 1e6 for part, ns in zip(_PARTS, spent_ns, strict=True)}
     for part in _PARTS:
         found[f"all_{part}"] = sum(value for name, value in found.items() if name.endswith(f"_{part}"))
+    found["all_moved"] = found["all_network"] + found["all_socket"]
     return found | {"all_sum": trace.total_ns / 1e6}

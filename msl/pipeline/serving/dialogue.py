@@ -124,17 +124,17 @@ class Dialogue:
             return not session.ended and under_way < self.rules.in_flight and session not in self.starved
         return session.state in (State.GREETING, State.LEAVING) and not session.ended
 
-    def readable(self, session: Session, stream: Stream) -> None:
-        """Something has arrived on one of a session's connections, or it has ended."""
+    def readable(self, session: Session, stream: Stream, hung_up: bool = False) -> None:
+        """Something has arrived on one of a session's connections, or it has ended: for good if it is hung up."""
         if session.state is State.CONNECTING and stream is session.following:
             self.writable(session, stream)  # it has failed
         elif stream is not session.previous:
             self._guarded(session, stream, self._read_following)
         elif self.wants_more(session):
             self._guarded(session, stream, self._read_previous)
-        else:
-            # It would not have been told of data: the client is gone.
+        elif hung_up:
             self._guarded(session, stream, self._lost)
+        # Else it was read from since this was found out, and its window is full now.
 
     def writable(self, session: Session, stream: Stream) -> None:
         """One of a session's connections takes more, or has been made."""

@@ -318,7 +318,7 @@ class Service:
         if event & select.EPOLLOUT:
             self._dialogue.writable(session, stream)
         if event & ~select.EPOLLOUT and descriptor in self._watched:
-            self._dialogue.readable(session, stream)
+            self._dialogue.readable(session, stream, bool(event & (select.EPOLLHUP | select.EPOLLERR)))
         self._settle(session)
         self._feed()
 

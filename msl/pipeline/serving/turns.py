@@ -90,10 +90,7 @@ class Turns:
         """Samples that wait and could be computed together with the request that comes first."""
         signature = self._queues[order[0]][0].signature
         return sum(
-            request.samples
-            for session in order
-            for request in self._queues[session]
-            if request.signature == signature
+            request.samples for session in order for request in self._queues[session] if request.signature == signature
         )
 
     def _pop(self, session: Session) -> Request:
