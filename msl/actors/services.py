@@ -82,12 +82,13 @@ def record_of(name: str, plan: Plan, cluster: Session, endpoint: Endpoint, weigh
     )
 
 
-def _folder() -> Path:
+def records_folder() -> Path:
+    """Where the records lie."""
     return local.home() / "services"
 
 
 def _path(name: str) -> Path:
-    return _folder() / f"{name}.json"
+    return records_folder() / f"{name}.json"
 
 
 def claim(name: str) -> None:
@@ -103,7 +104,7 @@ def claim(name: str) -> None:
 
 def publish(record: ServiceRecord) -> None:
     """Let others find a service."""
-    folder = _folder()
+    folder = records_folder()
     folder.parent.mkdir(mode=0o700, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
     temporary = folder / f".{record.name}.new"
@@ -113,7 +114,7 @@ def publish(record: ServiceRecord) -> None:
 
 def tell(name: str, figures: dict[str, Any]) -> None:
     """Let others see how a service does."""
-    path = _folder() / f"{name}.figures"
+    path = records_folder() / f"{name}.figures"
     temporary = path.with_suffix(".new")
     temporary.write_text(json.dumps(figures))
     temporary.replace(path)
@@ -122,16 +123,16 @@ def tell(name: str, figures: dict[str, Any]) -> None:
 def figures(name: str) -> dict[str, Any]:
     """How a service does, as it told last; empty if it has told nothing yet."""
     with contextlib.suppress(OSError, ValueError):
-        told: dict[str, Any] = json.loads((_folder() / f"{name}.figures").read_text())
+        told: dict[str, Any] = json.loads((records_folder() / f"{name}.figures").read_text())
         return told
     return {}
 
 
 def withdraw(name: str) -> None:
     """Remove a service's record."""
-    for path in (_path(name), _folder() / f"{name}.figures"):
+    for path in (_path(name), records_folder() / f"{name}.figures"):
         path.unlink(missing_ok=True)
-    for folder in (_folder(), _folder().parent):
+    for folder in (records_folder(), records_folder().parent):
         with contextlib.suppress(OSError):
             folder.rmdir()
 
@@ -152,7 +153,7 @@ def find(name: str) -> ServiceRecord | None:
 
 def running() -> list[ServiceRecord]:
     """All services of this user that run."""
-    found = [find(path.stem) for path in sorted(_folder().glob("*.json"))]
+    found = [find(path.stem) for path in sorted(records_folder().glob("*.json"))]
     return [record for record in found if record is not None]
 
 

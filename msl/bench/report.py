@@ -181,6 +181,6 @@ def _range(found: Spread) -> str:
 
 def _number(value: float) -> str:
     """Three significant digits, without an exponent; whole numbers from 100 on."""
-    if value >= 100:
+    if abs(value) >= 100:
         return f"{value:.0f}"
-    return f"{value:.3g}" if value >= 0.001 else f"{value:.2e}"
+    return f"{value:.3g}" if abs(value) >= 0.001 or not value else f"{value:.2e}"

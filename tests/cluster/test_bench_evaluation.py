@@ -19,13 +19,8 @@ from tests.e2e.command import msl, nothing_left, write_config
 
 LACK = first_lack()
 TESTBED = f"evaluation{os.getpid()}"
-needs_sfc = [
-    pytest.mark.root,
-    pytest.mark.skipif(LACK is not None, reason=f"the fabric sfc cannot be had here: {LACK and LACK.need}"),
-]
-on_both = pytest.mark.parametrize(
-    "fabrics", [("direct",), pytest.param(("sfc", "direct"), marks=needs_sfc)], ids="+".join
-)
+FABRICS = ("direct",) if LACK is not None else ("sfc", "direct")
+"""What a user would have here: one run with both says all that one with `direct` alone would."""
 Value = dict[tuple[str, str, str], list[float]]
 
 
@@ -61,9 +56,8 @@ def results(folder: Path, plots: set[str]) -> tuple[Value, str, dict[str, Any]]:
 
 @pytest.mark.cluster
 @pytest.mark.slow
-@on_both
-def test_inference_is_compared_with_ray_and_the_unsplit_model(tmp_path: Path, fabrics: tuple[str, ...]) -> None:
-    out = tmp_path / "out"
+def test_inference_is_compared_with_ray_and_the_unsplit_model(tmp_path: Path) -> None:
+    out, fabrics = tmp_path / "out", FABRICS
     bench("msi", job(tmp_path, fabrics), out, "--nsfs", "1", "--batches", "1,2")
     found, page, summary = results(out, {"latency-nsf1.png", "overhead.png", "where-nsf1.png"})
     sides = ("unsplit", *fabrics, "ray", "compiled")
@@ -105,9 +99,8 @@ def test_growth_is_measured_over_nsfs_and_clients(tmp_path: Path) -> None:
 
 @pytest.mark.cluster
 @pytest.mark.slow
-@on_both
-def test_learning_is_compared_with_gloo_and_ray(tmp_path: Path, fabrics: tuple[str, ...]) -> None:
-    out = tmp_path / "out"
+def test_learning_is_compared_with_gloo_and_ray(tmp_path: Path) -> None:
+    out, fabrics = tmp_path / "out", FABRICS
     bench("msl", job(tmp_path, fabrics), out, "--stages", "2", "--batches", "4", "--steps", "1")
     found, page, summary = results(out, {"steps.png"})
     value = {side: found["step_ms", "stages2_batch4", side][0] for side in (*fabrics, "ray", "gloo")}

@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 import psutil
 import yaml
 
+from msl.actors import services
+
 T = TypeVar("T")
 
 MARK = "MSL_CLUSTER"
@@ -133,6 +135,8 @@ def marked(of: set[int] | None = None) -> list[psutil.Process]:
 def abandoned_folders() -> set[Path]:
     """State folders of this user's local clusters that no living process belongs to."""
     folders = set(Path(f"/tmp/msl-{os.getuid()}").glob("*"))
+    if services.running():
+        folders.discard(services.records_folder())
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             command = " ".join(process.cmdline())
