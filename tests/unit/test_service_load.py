@@ -97,6 +97,24 @@ def test_merged_requests_are_answered_each_with_its_own(hops: int, monkeypatch: 
             assert 8 < module.seen <= 16
 
 
+def test_what_a_full_batch_leaves_waits_for_the_budget_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.unit.services.Turns", partial(Turns, 10.0, 16))
+    with serve([nn.Identity()], InputSpec((8,), "float32")) as (address, _):
+        client = connect(address)
+        taken = []
+        for _ in range(9):
+            for number in range(40):  # full ones, one after the other, are quick
+                ask(client, number, torch.zeros(16, 8))
+                client.receive().release()
+            begin = time.monotonic()
+            client._sock.sendall(requests(5, torch.zeros(4, 8)))
+            for _ in range(5):
+                client.receive().release()
+            taken.append(time.monotonic() - begin)
+        assert sorted(taken)[4] < 0.1
+        client.close()
+
+
 def test_a_request_that_cannot_be_merged_spoils_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stage that takes no more than one of them at once computes each by itself."""
     monkeypatch.setattr("tests.unit.services.Turns", partial(Turns, 20.0, 64))

@@ -224,8 +224,8 @@ class Service:
                     elif due_ns is not None:
                         self._computing = True
                         return True
-            if requests and self._infer(requests) == 0:
-                wait_s = 0.0
+            if requests and self._infer(requests) is not None:
+                wait_s = 0.0  # more waits: no event will tell of it
         return False
 
     def _look_around(self) -> None:
