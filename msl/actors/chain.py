@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from msl.actors.answers import answer, creation_error
 from msl.actors.cluster import MEMBER_PREFIX, Session
 from msl.actors.diagnosis import Obituary, diagnose, first_fault
 from msl.actors.member import Identity, Report
 from msl.actors.remote import MemberActor
 from msl.config import Config
-from msl.errors import ClusterError, ConfigError, MslError, StageError
+from msl.errors import MslError, StageError
 from msl.net.fabric import Endpoint
 from msl.pipeline.fault import Fault
 from msl.pipeline.source import Tally
@@ -156,16 +157,12 @@ class Chain:
     def _get(self, reference: Any, hop: int, timeout_s: float) -> Any:
         place = self._plan.members[hop].place
         where = f"host {place.host}, stage {place.name}"
-        try:
-            return ray.get(reference, timeout=timeout_s)
-        except RayTaskError as error:
-            raise unwrap(error, where) from error
-        except RayActorError as error:
-            if self._endings:  # the chain was running: find out who is gone
-                raise self._failure(error) from error
-            raise creation_error(error, where) from error
-        except ray.exceptions.GetTimeoutError as error:
-            raise ClusterError(f"{where}: no answer within {timeout_s:.0f} s (timeouts.start_s)") from error
+
+        def gone(error: RayActorError) -> MslError:
+            # If the chain was running: find out who it is.
+            return self._failure(error) if self._endings else creation_error(error, where)
+
+        return answer(reference, where, timeout_s, gone, " (timeouts.start_s)")
 
     def _attend(self, reference: Any) -> Any:
         """Wait for a call to the source while watching over all members."""
@@ -251,25 +248,6 @@ def _cause_of_death(error: RayActorError) -> str:
     if "node" in text and ("died" in text or "dead" in text) and "raylet" in text:
         return "its raylet is gone"
     return "its process is gone"
-
-
-def unwrap(error: RayTaskError, where: str) -> MslError:
-    """The error that a member raised, with its place in front."""
-    cause = error.cause
-    if isinstance(cause, MslError):
-        return type(cause)(f"{where}: {cause}")
-    last = str(cause).strip().splitlines()[-1] if str(cause).strip() else type(cause).__name__
-    return StageError(f"{where}: {last}")
-
-
-def creation_error(error: RayActorError, where: str) -> MslError:
-    """Why an actor could not be made: the last line of its traceback."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    last = lines[-1] if lines else type(error).__name__
-    name, _, message = last.partition(": ")
-    if name.endswith("ConfigError"):
-        return ConfigError(f"{where}: {message}")
-    return StageError(f"{where}: {last}")
 
 
 @contextlib.contextmanager

@@ -12,9 +12,8 @@ from msl.config import Config
 from msl.errors import ConfigError, MslError
 from msl.net.fabric import DirectFabric, Endpoint, endpoint_of
 from msl.pipeline.serving.compute import Outputs, inputs_of
-from msl.pipeline.serving.counters import ServiceReport
 from msl.pipeline.serving.request import Request
-from msl.pipeline.serving.rules import HopRules
+from msl.pipeline.serving.rules import rules_of
 from msl.pipeline.serving.service import Service
 from msl.pipeline.serving.turns import Turns
 from msl.pipeline.source import SourceLoop
@@ -47,35 +46,13 @@ class Gate:
     """
 
     def __init__(self, config: Config, plan: Plan, address: str, loop: SourceLoop, step: int) -> None:
-        place = plan.source.place
-        serve = config.serve
-        rules = HopRules(
-            config.name,
-            1,
-            place.name,
-            place.host,
-            None,
-            "",
-            "",
-            plan.inputs,
-            step,
-            serve.in_flight,
-            serve.max_samples,
-            serve.max_connections,
-            config.max_frame_mb * 2**20,
-            serve.memory_mb * 2**20,
-            silence_s=config.timeouts.silence_s,
-        )
+        rules = rules_of(config, plan, plan.source.place, 1, step)
         listener = DirectFabric(address, port=config.sr.port).listen()
         self.endpoint: Endpoint = endpoint_of(listener)
         self._service = Service(rules, None, None, listener, Turns())
         self._loop = loop
         self._service.start()
         loop.between_steps = self._answer
-
-    def status(self) -> ServiceReport:
-        """How the gate is."""
-        return self._service.report()
 
     def close(self) -> None:
         """Turn clients away."""

@@ -7,7 +7,6 @@ an epoch nothing but `status` is called: the source drives the chain in band.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import socket
@@ -17,14 +16,13 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, TypeVar
 
-import msl
+from msl.actors.agreement import schema_of
 from msl.actors.gate import Gate
 from msl.config import Config
 from msl.data import Splits
 from msl.errors import MslError, NetworkError, StageError
 from msl.net.connection import Connection
 from msl.net.fabric import DirectFabric, Endpoint, Fabric, endpoint_of
-from msl.net.frame import VERSION
 from msl.net.handshake import Doorkeeper, Hello
 from msl.net.hop import HopPlan, open_relay, open_source
 from msl.pipeline.batches import Batch, evaluation_batches, training_batches
@@ -34,8 +32,7 @@ from msl.pipeline.fault import Fault
 from msl.pipeline.link import Inbox, Link
 from msl.pipeline.loop import StageLoop
 from msl.pipeline.nsf import NsfLoop
-from msl.pipeline.runtime import set_threads, threads, torch_version
-from msl.pipeline.serving.counters import ServiceReport
+from msl.pipeline.runtime import set_threads, threads
 from msl.pipeline.sink import SinkLoop
 from msl.pipeline.source import SourceLoop, Tally
 from msl.pipeline.stage import Stage, StageState
@@ -119,8 +116,7 @@ class ChainMember:
         listener = self._make_fabric(self._address, None).listen()
         endpoint = endpoint_of(listener)
         previous = self._plan.members[self._me.place.hop - 1].place
-        peer = f"{previous.name} on host {previous.host}"
-        self._door = Doorkeeper(listener, self._hop_plan.hello, peer, self._hop_plan.max_body)
+        self._door = Doorkeeper(listener, self._hop_plan.hello, previous.title, self._hop_plan.max_body)
         return endpoint
 
     def load(self, state: StageState) -> None:
@@ -186,11 +182,6 @@ class ChainMember:
         self._gate = Gate(self._config, self._plan, self._address, self._loop, step)
         return self._gate.endpoint
 
-    def gate_status(self) -> ServiceReport:
-        """Source: how the gate is that `serve` has opened."""
-        assert self._gate is not None
-        return self._gate.status()
-
     def end(self) -> None:
         """Source: end the chain in order; raises as `train_epoch` does."""
         if self._gate is not None:
@@ -243,15 +234,12 @@ class ChainMember:
 
     def _make_hop_plan(self, job: str) -> HopPlan:
         place = self._me.place
-        schema = hashlib.sha256(
-            f"{self._plan.schema} {VERSION} {msl.__version__} {torch_version()}".encode()
-        ).hexdigest()
         following = None if place.role == "sink" else self._plan.members[place.hop + 1].place
         return HopPlan(
-            Hello(job, place.hop, schema, self._plan.in_flight),
+            Hello(job, place.hop, schema_of(self._plan), self._plan.in_flight),
             place.name,
             place.host,
-            f"{following.name} on host {following.host}" if following else None,
+            following.title if following else None,
             self._config.max_frame_mb * 2**20,
             self._config.timeouts.connect_s,
             self._config.timeouts.silence_s,

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from msl.actors.chain import creation_error, unwrap
+from msl.actors.answers import answer, creation_error
 from msl.actors.cluster import MEMBER_PREFIX, Session
 from msl.actors.member import Identity
 from msl.actors.serving_member import ServingMember
 from msl.config import Config
-from msl.errors import ClusterError, StageError
+from msl.errors import MslError, StageError
 from msl.net.fabric import Endpoint
 from msl.net.sfc.fabric import SfcFabric
 from msl.pipeline.serving.counters import ServiceReport
@@ -131,16 +131,11 @@ class ServiceChain:
     def _get(self, reference: Any, hop: int, timeout_s: float) -> Any:
         place = self._plan.members[hop].place
         where = f"host {place.host}, stage {place.name}"
-        try:
-            return ray.get(reference, timeout=timeout_s)
-        except RayTaskError as error:
-            raise unwrap(error, where) from error
-        except RayActorError as error:
-            if self._endings:
-                raise StageError(f"{where}: its process is gone") from error
-            raise creation_error(error, where) from error
-        except ray.exceptions.GetTimeoutError as error:
-            raise ClusterError(f"{where}: no answer within {timeout_s:.0f} s") from error
+
+        def gone(error: RayActorError) -> MslError:
+            return StageError(f"{where}: its process is gone") if self._endings else creation_error(error, where)
+
+        return answer(reference, where, timeout_s, gone)
 
 
 @contextlib.contextmanager

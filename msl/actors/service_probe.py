@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from msl.actors.chain import unwrap
+from msl.actors.answers import answer
 from msl.actors.cluster import Session
 from msl.client import Client
 from msl.config import Config
@@ -76,12 +76,5 @@ class Prober:
         where = f"host {self._host}, asking the service"
         longest_s = timeouts.connect_s + timeouts.step_s + timeouts.start_s + _ALLOWANCE_S
         asked = self._actor.probe.remote(self._endpoint, self._config.name, timeouts.step_s, timeouts.connect_s)
-        try:
-            trace: Trace = ray.get(asked, timeout=longest_s)
-        except RayTaskError as error:
-            raise unwrap(error, where) from error
-        except RayActorError as error:
-            raise ClusterError(f"{where}: the process is gone") from error
-        except ray.exceptions.GetTimeoutError as error:
-            raise ClusterError(f"{where}: no answer within {longest_s:g} s") from error
+        trace: Trace = answer(asked, where, longest_s, lambda _error: ClusterError(f"{where}: the process is gone"))
         return trace

@@ -57,7 +57,6 @@ def serve(config: Config, checkpoint: Path, observer: Observer, network: Network
     Raises:
         MslError: what went wrong, and where.
     """
-    services.claim(config.name)
     path = newest_checkpoint(checkpoint)
     job = prepare(config)
     state, progress = load(path, job.model)

@@ -6,21 +6,19 @@ likes, and `close`.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import socket
 from collections.abc import Mapping
 
-import msl
+from msl.actors.agreement import schema_of
 from msl.actors.member import Identity
 from msl.config import Config
 from msl.net.fabric import DirectFabric, Endpoint, Fabric, endpoint_of
-from msl.net.frame import VERSION
 from msl.pipeline.build import build_model, cut_model
-from msl.pipeline.runtime import Tensor, set_threads, threads, torch_version
+from msl.pipeline.runtime import Tensor, set_threads, threads
 from msl.pipeline.serving.compute import Inference
 from msl.pipeline.serving.counters import ServiceReport
-from msl.pipeline.serving.rules import HopRules
+from msl.pipeline.serving.rules import rules_of
 from msl.pipeline.serving.service import Service
 from msl.pipeline.serving.turns import Turns
 from msl.plan import Plan
@@ -53,7 +51,8 @@ class ServingMember:
         self._me = plan.members[hop]
         self._address = address
         self._fabric = fabric
-        self._rules = _rules(config, plan, hop, job, step)
+        onward = plan.members[hop + 1].place.title if hop + 1 < len(plan.members) else None
+        self._rules = rules_of(config, plan, self._me.place, hop, step, job, schema_of(plan), onward)
         set_threads(self._me.threads)
         stage = self._me.place.stage
         assert stage is not None, "a service's stages all live behind the client"
@@ -104,29 +103,3 @@ class ServingMember:
         """Stop serving."""
         if self._service is not None:
             self._service.close()
-
-
-def _rules(config: Config, plan: Plan, hop: int, job: str, step: int) -> HopRules:
-    place = plan.members[hop].place
-    following = plan.members[hop + 1].place if hop + 1 < len(plan.members) else None
-    schema = hashlib.sha256(f"{plan.schema} {VERSION} {msl.__version__} {torch_version()}".encode()).hexdigest()
-    serve, timeouts = config.serve, config.timeouts
-    return HopRules(
-        config.name,
-        hop,
-        place.name,
-        place.host,
-        f"{following.name} on host {following.host}" if following else None,
-        job,
-        schema,
-        plan.inputs,
-        step,
-        serve.in_flight,
-        serve.max_samples,
-        serve.max_connections,
-        config.max_frame_mb * 2**20,
-        serve.memory_mb * 2**20,
-        timeouts.connect_s,
-        timeouts.silence_s,
-        timeouts.step_s,
-    )

@@ -122,7 +122,6 @@ def train(
         plan = job.plan({host: node.cpus for host, node in cluster.nodes.items()}, steered)
         observer.planned(plan)
         if serve:
-            services.claim(config.name)
             check_inputs(plan)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG).write_text(to_yaml(config), encoding="utf-8")

@@ -136,11 +136,12 @@ def fabric(
     from msl.bench.size import parse_sizes
 
     config = load_config(config_path or Path("configs/resnet.yaml"), ("testbed.rate_mbit=null", *overrides))
-    from msl.bench.fabric.benchmark import Wanted, parse_parts
+    from msl.bench.fabric.benchmark import PARTS, Wanted
     from msl.bench.fabric.benchmark import run as run_fabric
     from msl.bench.fabric.order import SMALLEST
+    from msl.bench.options import parse_parts
 
-    wanted = Wanted(parse_parts(only), tuple(parse_sizes(sizes, SMALLEST)), rounds, steps)
+    wanted = Wanted(parse_parts(only, PARTS), tuple(parse_sizes(sizes, SMALLEST)), rounds, steps)
     _run("fabric", out, lambda folder: run_fabric(config, wanted, folder, _command(), line))
 
 
@@ -211,9 +212,9 @@ def learning(
     and so on. The losses of all sides are equal to the last bit, or the benchmark fails.
     """
     config = load_config(config_path, overrides)
-    from msl.bench.inference.wanted import parse_numbers
     from msl.bench.learning.benchmark import Wanted
     from msl.bench.learning.benchmark import run as run_learning
+    from msl.bench.options import parse_numbers
 
     numbers = parse_numbers("--batches", batches, 65_536), parse_numbers("--stages", stages, 16)
     wanted = Wanted(*numbers, rounds, steps)

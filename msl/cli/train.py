@@ -66,6 +66,10 @@ def train(
         raise ConfigError(f"--out {out}: has a run in it already; continue it with --resume, or name another folder")
     from msl.actors.network import entered_network
 
+    if serve:
+        from msl.actors import services
+
+        services.claim(config.name)
     view = RunView(config.train.epochs)
     with orderly_stop(view.say), entered_network(config, view.say) as network:
         from msl.actors.training import train as run_training  # torch and Ray: after the network is entered

@@ -18,15 +18,15 @@ from msl.net.frame import (
     HEADER_SIZE,
     MAX_DOCUMENT,
     MAX_TENSORS,
+    DescriptorReader,
     Header,
     Kind,
     TensorSpec,
     encode,
     encode_document,
-    padded,
-    parse_descriptors,
     parse_document,
     parse_header,
+    payloads_in,
     unsent,
 )
 
@@ -82,8 +82,7 @@ class Connection:
         self._sock = sock
         self._max_body = max_body
         self._silence_s = silence_s
-        self._parsed: tuple[TensorSpec, ...] = ()  # descriptors of the last tensor frame, and what they were read from
-        self._parsed_from = (b"", 0)
+        self._descriptors = DescriptorReader()
         self._close_lock = threading.Lock()
         self._staging = memoryview(bytearray(_STAGING))
         self._start = 0  # unread bytes of the staging area: [start, end)
@@ -147,7 +146,7 @@ class Connection:
             self._sock.shutdown(socket.SHUT_WR)
 
     def _receive_tensors(self, header: Header) -> Frame:
-        specs = self._take_descriptors(header)
+        specs = self._descriptors.read(bytes(self._take(header.num_tensors * DESCRIPTOR_SIZE)), header)
         total = header.body_size - header.num_tensors * DESCRIPTOR_SIZE
         if not total:
             return Frame(header, specs, tuple(memoryview(b"") for _ in specs))
@@ -157,20 +156,7 @@ class Connection:
         except BaseException:
             lease.release()
             raise
-        payloads = []
-        offset = 0
-        for spec in specs:
-            payloads.append(lease.view[offset : offset + spec.num_bytes])
-            offset += padded(spec.num_bytes)
-        return Frame(header, specs, tuple(payloads), lease=lease)
-
-    def _take_descriptors(self, header: Header) -> tuple[TensorSpec, ...]:
-        """The descriptors behind a header; not parsed again if they are those of the frame before, as most are."""
-        raw = bytes(self._take(header.num_tensors * DESCRIPTOR_SIZE))
-        if (raw, header.body_size) != self._parsed_from:
-            self._parsed = parse_descriptors(memoryview(raw), header)
-            self._parsed_from = raw, header.body_size
-        return self._parsed
+        return Frame(header, specs, payloads_in(lease.view, specs), lease=lease)
 
     def _take(self, num_bytes: int) -> memoryview:
         """The next bytes of the stream, in the staging area; valid until the next call."""

@@ -247,6 +247,31 @@ def parse_descriptors(raw: memoryview, header: Header) -> tuple[TensorSpec, ...]
     return tuple(specs)
 
 
+class DescriptorReader:
+    """Reads the descriptors of one stream's frames; those of the frame before, as most are, are not parsed again."""
+
+    def __init__(self) -> None:
+        self._specs: tuple[TensorSpec, ...] = ()
+        self._read_from = (b"", 0)
+
+    def read(self, raw: bytes, header: Header) -> tuple[TensorSpec, ...]:
+        """As `parse_descriptors`."""
+        if (raw, header.body_size) != self._read_from:
+            self._specs = parse_descriptors(memoryview(raw), header)
+            self._read_from = raw, header.body_size
+        return self._specs
+
+
+def payloads_in(body: memoryview, specs: Sequence[TensorSpec]) -> tuple[memoryview, ...]:
+    """The payloads of a frame, as views of what follows its descriptors."""
+    payloads = []
+    offset = 0
+    for spec in specs:
+        payloads.append(body[offset : offset + spec.num_bytes])
+        offset += padded(spec.num_bytes)
+    return tuple(payloads)
+
+
 def _spec_of(index: int, fields: tuple[int, ...]) -> TensorSpec:
     dtype, ndim, codec, layout, role, flags, reserved, num_bytes, *rest = fields
     dims, reserved_end = rest[:MAX_DIMS], rest[MAX_DIMS:]

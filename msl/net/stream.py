@@ -23,14 +23,14 @@ from msl.net.frame import (
     HEADER_SIZE,
     MAX_DOCUMENT,
     MAX_TENSORS,
+    DescriptorReader,
     Header,
     TensorSpec,
     encode,
     encode_document,
-    padded,
-    parse_descriptors,
     parse_document,
     parse_header,
+    payloads_in,
     unsent,
 )
 
@@ -90,8 +90,7 @@ class Stream:
         self._end = 0
         self._header: Header | None = None
         self._specs: tuple[TensorSpec, ...] = ()
-        self._parsed: tuple[TensorSpec, ...] = ()  # descriptors of the last tensor frame, and what they were read from
-        self._parsed_from = (b"", 0)
+        self._descriptors = DescriptorReader()
         self._lease: Lease | None = None
         self._body: memoryview | None = None  # where the rest of the frame goes, and how much of it is there
         self._filled = 0
@@ -251,7 +250,7 @@ class Stream:
             if not self._specs:
                 if self._end - self._start < descriptors:
                     return
-                self._specs = self._parse(bytes(self._taken(descriptors)), header)
+                self._specs = self._descriptors.read(bytes(self._taken(descriptors)), header)
                 if self.check is not None:
                     self.check(header, self._specs)
             size -= descriptors
@@ -265,13 +264,6 @@ class Stream:
         self._filled = min(self._end - self._start, size)
         self._body[: self._filled] = self._taken(self._filled)
 
-    def _parse(self, raw: bytes, header: Header) -> tuple[TensorSpec, ...]:
-        """Descriptors; not parsed again if they are those of the frame before, as most are."""
-        if (raw, header.body_size) != self._parsed_from:
-            self._parsed = parse_descriptors(memoryview(raw), header)
-            self._parsed_from = raw, header.body_size
-        return self._parsed
-
     def _complete(self) -> Frame:
         assert self._header is not None
         assert self._body is not None
@@ -279,12 +271,7 @@ class Stream:
         self._header, self._body, self._lease = None, None, None
         if not header.num_tensors:
             return Frame(header, document=parse_document(body))
-        payloads = []
-        offset = 0
-        for spec in specs:
-            payloads.append(body[offset : offset + spec.num_bytes])
-            offset += padded(spec.num_bytes)
-        return Frame(header, specs, tuple(payloads), lease=lease)
+        return Frame(header, specs, payloads_in(body, specs), lease=lease)
 
     def _taken(self, num_bytes: int) -> memoryview:
         view = self._staging[self._start : self._start + num_bytes]

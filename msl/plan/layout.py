@@ -30,6 +30,11 @@ class Place:
     stage: int | None
     """Index of the stage that it computes; None for a source that sends the raw inputs."""
 
+    @property
+    def title(self) -> str:
+        """How messages call it, e.g. `nsf1 on host n1`."""
+        return f"{self.name} on host {self.host}"
+
 
 @dataclass(frozen=True)
 class InputSpec:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from msl.bench.fabric.bare import relay
-from msl.bench.fabric.benchmark import parse_parts
+from msl.bench.fabric.benchmark import PARTS
 from msl.bench.fabric.chains import ends_of
 from msl.bench.fabric.framed import check_answer
 from msl.bench.fabric.iperf import Transfer, read
@@ -17,6 +17,7 @@ from msl.bench.fabric.load import Load, costs, interface_load, machine_load, tcp
 from msl.bench.fabric.order import NUMBER, Ledger, Order, Tally, number_of
 from msl.bench.fabric.pages import quantities
 from msl.bench.fabric.parts import check_losses
+from msl.bench.options import parse_parts
 from msl.bench.report import Report
 from msl.bench.result import Sample
 from msl.bench.several import write_several
@@ -184,9 +185,9 @@ def test_iperf_is_believed_if_what_it_sent_arrived() -> None:
 
 
 def test_parts_are_measured_in_their_own_order() -> None:
-    assert parse_parts("iperf, rtt") == ("rtt", "iperf")
+    assert parse_parts("iperf, rtt", PARTS) == ("rtt", "iperf")
     with pytest.raises(ConfigError, match="--only rtt,ping: 'ping' is no part; there are rtt, bulk, step, iperf"):
-        parse_parts("rtt,ping")
+        parse_parts("rtt,ping", PARTS)
 
 
 def test_losses_must_have_the_same_bits() -> None:

@@ -47,19 +47,6 @@ class Wanted:
     """Optimizer steps of a side in a round."""
 
 
-def parse_parts(text: str) -> tuple[str, ...]:
-    """The parts of a list like `rtt,bulk`, in the order in which they are measured.
-
-    Raises:
-        ConfigError: there is no such part.
-    """
-    asked = [part.strip() for part in text.split(",")]
-    for part in asked:
-        if part not in PARTS:
-            raise ConfigError(f"--only {text}: {part!r} is no part; there are {', '.join(PARTS)}")
-    return tuple(part for part in PARTS if part in asked)
-
-
 def run(config: Config, wanted: Wanted, folder: Path, command: str, say: Callable[[str], None]) -> dict[str, Any]:
     """Measure, and write the results.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from msl.errors import ConfigError
+from msl.bench.options import parse_numbers, parse_parts
 
 PARTS = ("latency", "where", "growth")
 _MOST_NSFS, _MOST_SAMPLES, _MOST_CLIENTS = 16, 4096, 512
@@ -39,7 +39,7 @@ def parse_wanted(only: str, batches: str, nsfs: str | None, clients: str, rounds
     Raises:
         ConfigError: an option cannot be read.
     """
-    parts = _parts(only)
+    parts = parse_parts(only, PARTS)
     asked = parse_numbers("--nsfs", nsfs, _MOST_NSFS) if nsfs is not None else None
     return Wanted(
         parts,
@@ -49,23 +49,3 @@ def parse_wanted(only: str, batches: str, nsfs: str | None, clients: str, rounds
         parse_numbers("--clients", clients, _MOST_CLIENTS),
         rounds,
     )
-
-
-def parse_numbers(option: str, text: str, most: int) -> tuple[int, ...]:
-    """The numbers of a list like `1,2,4`, in rising order.
-
-    Raises:
-        ConfigError: not a list of numbers from 1 to `most`.
-    """
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and 1 <= int(part) <= most for part in parts):
-        raise ConfigError(f"{option} {text}: write numbers from 1 to {most}, like 1,2,4")
-    return tuple(sorted({int(part) for part in parts}))
-
-
-def _parts(text: str) -> tuple[str, ...]:
-    asked = [part.strip() for part in text.split(",")]
-    for part in asked:
-        if part not in PARTS:
-            raise ConfigError(f"--only {text}: {part!r} is no part; there are {', '.join(PARTS)}")
-    return tuple(part for part in PARTS if part in asked)

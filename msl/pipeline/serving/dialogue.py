@@ -21,7 +21,7 @@ from msl.net.connection import Frame
 from msl.net.fabric import Fabric
 from msl.net.frame import MAX_DOCUMENT, Flag, Header, Kind, TensorSpec
 from msl.net.stream import Backlog, Stream
-from msl.net.trace import HopTimes, encode_times, now_ns
+from msl.net.trace import encode_times, now_ns
 from msl.pipeline.exchange import leases_of
 from msl.pipeline.serving.counters import ServiceCounters
 from msl.pipeline.serving.request import Request
@@ -433,19 +433,7 @@ class Dialogue:
     ) -> None:
         answered_ns = now_ns()
         if request.traced:
-            times = HopTimes(
-                self.rules.hop,
-                request.header_ns,
-                request.received_ns,
-                request.taken_ns,
-                request.computed_ns,
-                request.encoded_ns,
-                request.sent_ns,
-                answer_ns,
-                answered_ns,
-                request.computed_samples,
-            )
-            spec, payload = encode_times(times)
+            spec, payload = encode_times(request.times(self.rules.hop, answer_ns, answered_ns))
             specs.append(spec)
             payloads.append(payload)
         session.unanswered -= 1

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from msl.net.connection import Frame
 from msl.net.frame import DType, Flag, Role
+from msl.net.trace import HopTimes
 
 if TYPE_CHECKING:
     from msl.pipeline.serving.session import Session
@@ -46,3 +47,18 @@ class Request:
     def traced(self) -> bool:
         """Whether the client wants to know the times."""
         return Flag.TRACE in self.frame.header.flags
+
+    def times(self, hop: int, answer_ns: int, answered_ns: int) -> HopTimes:
+        """What is told of it at hop `hop`, whose answer's header was read and which was answered then."""
+        return HopTimes(
+            hop,
+            self.header_ns,
+            self.received_ns,
+            self.taken_ns,
+            self.computed_ns,
+            self.encoded_ns,
+            self.sent_ns,
+            answer_ns,
+            answered_ns,
+            self.computed_samples,
+        )

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from msl.config import Config
 from msl.errors import NetworkError, ProtocolError
 from msl.net.connection import Frame
 from msl.net.frame import DType, Flag, Kind, Role, TensorFlag
-from msl.plan import InputSpec
+from msl.plan import InputSpec, Place, Plan
 
 _SHOWN = 200
 
@@ -126,6 +127,50 @@ class HopRules:
         if not self.first:
             return request.header.batch_samples
         return request.specs[0].shape[0] if request.specs[0].shape else 0
+
+
+def rules_of(
+    config: Config,
+    plan: Plan,
+    place: Place,
+    hop: int,
+    step: int,
+    job: str = "",
+    schema: str = "",
+    onward: str | None = None,
+) -> HopRules:
+    """The rules of one hop of a job.
+
+    Args:
+        config: the job's configuration.
+        plan: its plan.
+        place: who the hop is.
+        hop: its place as seen from the clients; see `HopRules.hop`.
+        step: optimizer steps that the weights have behind them.
+        job: see `HopRules.job`; not needed where there is one hop only.
+        schema: as `job`.
+        onward: who the next hop is; None at the last one.
+    """
+    serve, timeouts = config.serve, config.timeouts
+    return HopRules(
+        config.name,
+        hop,
+        place.name,
+        place.host,
+        onward,
+        job,
+        schema,
+        plan.inputs,
+        step,
+        serve.in_flight,
+        serve.max_samples,
+        serve.max_connections,
+        config.max_frame_mb * 2**20,
+        serve.memory_mb * 2**20,
+        timeouts.connect_s,
+        timeouts.silence_s,
+        timeouts.step_s,
+    )
 
 
 def read_welcome(frame: Frame, peer: str) -> list[dict[str, Any]]:
