@@ -102,8 +102,15 @@ class Chain:
         return tally
 
     def train_steps(self, epoch: int, first_step: int, count: int) -> list[float]:
-        """Train the first steps of an epoch without ending it; their losses. Reports go to the watcher meanwhile."""
+        """Train the first steps of an epoch without ending it; their losses. Reports go to the watcher meanwhile.
+
+        All stages' optimizers have stepped when it returns.
+        """
         losses: list[float] = self._attend(self._actors[0].train_steps.remote(epoch, first_step, count))
+        last, timeout_s = first_step + count - 1, self._config.timeouts.step_s
+        if not all(self._call_all("await_step", timeout_s + _LAST_WORDS_S, last, timeout_s)):
+            raise self._failure(None)
+        self._collect_reports()
         return losses
 
     def evaluate(self, step: int) -> Tally:

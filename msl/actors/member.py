@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -41,6 +42,8 @@ from msl.plan import Member, Plan
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_POLL_S = 0.002
 
 
 @dataclass(frozen=True)
@@ -165,6 +168,13 @@ class ChainMember:
         """Source: train the first steps of an epoch without ending it; their losses. Raises as `train_epoch` does."""
         batches = islice(self._batches(epoch), count)
         return self._drive(lambda loop: [loop.train_step(b, step).loss for step, b in enumerate(batches, first_step)])
+
+    def await_step(self, step: int, timeout_s: float) -> bool:
+        """Wait until this stage's optimizer has done a step, at most `timeout_s`; False if it has not."""
+        deadline = time.monotonic() + timeout_s
+        while self._counters.steps_done <= step and self._fault is None and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        return self._counters.steps_done > step
 
     def evaluate(self, step: int) -> Tally:
         """Source: loss and accuracy on the test set; raises as `train_epoch` does."""

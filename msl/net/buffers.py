@@ -4,25 +4,37 @@ from __future__ import annotations
 
 import mmap
 import threading
+from dataclasses import dataclass
 
 _SMALLEST = 4096
+
+
+@dataclass(slots=True)
+class _Loan:
+    memory: mmap.mmap
+    leases: int = 1
 
 
 class Lease:
     """A buffer on loan from a pool; `release` gives it back, and every view of it is void then."""
 
-    __slots__ = ("_map", "_pool", "view")
+    __slots__ = ("_loan", "_pool", "view")
 
-    def __init__(self, pool: BufferPool, memory: mmap.mmap) -> None:
+    def __init__(self, pool: BufferPool, loan: _Loan) -> None:
         self._pool: BufferPool | None = pool
-        self._map = memory
-        self.view = memoryview(memory)
+        self._loan = loan
+        self.view = memoryview(loan.memory)
+
+    def share(self) -> Lease:
+        """Another lease of the same buffer, which is back when both are released."""
+        assert self._pool is not None
+        return self._pool._lend_again(self._loan)
 
     def release(self) -> None:
         """Give the buffer back; a second call does nothing."""
         pool, self._pool = self._pool, None
         if pool is not None:
-            pool._take_back(self._map)
+            pool._take_back(self._loan)
 
 
 class BufferPool:
@@ -55,10 +67,19 @@ class BufferPool:
                 memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
                 self.allocated_bytes += size
             self.lent_bytes += size
-            return Lease(self, memory)
+            return Lease(self, _Loan(memory))
 
-    def _take_back(self, memory: mmap.mmap) -> None:
+    def _lend_again(self, loan: _Loan) -> Lease:
         with self._lock:
+            loan.leases += 1
+            return Lease(self, loan)
+
+    def _take_back(self, loan: _Loan) -> None:
+        with self._lock:
+            loan.leases -= 1
+            if loan.leases:
+                return
+            memory = loan.memory
             self.lent_bytes -= len(memory)
             idle = self.allocated_bytes - self.lent_bytes
             if self._keep_bytes is not None and idle > self._keep_bytes:

@@ -46,6 +46,8 @@ class Counters:
     records: deque[StepRecord] = field(default_factory=lambda: deque(maxlen=_KEPT_STEPS))
     step: int = 0
     micro_batch: int = 0
+    steps_done: int = 0
+    """Number of the first optimizer step that is still to be done."""
 
     @contextmanager
     def during(self, activity: Activity) -> Iterator[None]:

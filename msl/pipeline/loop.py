@@ -21,6 +21,7 @@ from msl.pipeline.counters import Counters, StepRecord
 from msl.pipeline.exchange import present
 from msl.pipeline.fault import LONGEST_DETAIL, LONGEST_MESSAGE, Fault, FaultError, read_fault
 from msl.pipeline.link import Inbox, Link
+from msl.pipeline.owed import Owed
 from msl.pipeline.stage import Stage
 from msl.pipeline.wire import tensors_in
 
@@ -130,6 +131,7 @@ class StageLoop:
         self.counters.records.append(
             StepRecord(step, forward_ms, backward_ms, wait_ms, send_ms, self.refused(), hops, **measured)  # type: ignore[arg-type]
         )
+        self.counters.steps_done = step + 1
 
 
 class RelayLoop(StageLoop):
@@ -148,17 +150,21 @@ class RelayLoop(StageLoop):
         super().__init__(name, host, inbox, previous, following, counters)
         self.stage = stage
         self._prev = previous
+        self._owed = Owed(stage, self.counters)
+        self._ended: Header | None = None  # the step whose passes are all done, but not its optimizer step
 
     def run(self) -> None:
         """Run until END; an exception is what `fail` is to be called with."""
         while True:
-            if self._backwards:
+            if self._ended is not None and (self._backwards or self._forwards):
+                self._complete_step(self._ended)  # what has come belongs to what is after the step
+            elif self._backwards:
                 if self._take_backward(self._backwards.popleft()):
                     return
             elif self._forwards:
                 if self._take_forward(self._forwards.popleft()):
                     return
-            else:
+            elif not self._inbox.empty() or not self._use_the_wait():
                 self._wait()
 
     def _take_forward(self, frame: Frame) -> bool:
@@ -186,7 +192,17 @@ class RelayLoop(StageLoop):
             self.close(FLUSH_S)
         return frame.kind is Kind.END
 
-    def _end_step(self, header: Header) -> None:
+    def _use_the_wait(self) -> bool:
+        """Do a part of what the previous hop does not wait for; False if there is nothing."""
+        if self._ended is None:
+            return False
+        if not self._owed.complete_one():
+            self._complete_step(self._ended)
+        return True
+
+    def _complete_step(self, header: Header) -> None:
         """Optimizer step, after the backward pass of a step's last micro-batch."""
+        self._owed.complete()
+        self._ended = None
         self.stage.step()
         self._record(header.step, learning_rate=self.stage.learning_rate)

@@ -73,7 +73,10 @@ class NsfLoop(RelayLoop):
         if frame.kind is Kind.RESULT:
             pass_on(frame, Role.SMASHED, specs, payloads)
         leases = leases_of(frame, *([forward] if frame.kind is Kind.BACKWARD else []))
+        if frame.kind is Kind.BACKWARD:
+            self._owed.hold(leases)
         self._prev.send(header, specs, payloads, leases)
+        self._owed.limit()
         if Flag.STEP in forward.header.flags:
-            self._end_step(header)
+            self._ended = header
         return False

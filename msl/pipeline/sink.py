@@ -71,11 +71,12 @@ class SinkLoop(RelayLoop):
             grads = self.stage.backward(torch.autograd.grad(scaled, wanting) if wanting else [])
         specs, payloads = describe_all(grads)
         append_metric(metric, specs, payloads)
-        self._prev.send(
-            Header(Kind.BACKWARD, Flag(0), header.step, header.micro_batch), specs, payloads, leases_of(frame)
-        )
+        leases = leases_of(frame)
+        self._owed.hold(leases)
+        self._prev.send(Header(Kind.BACKWARD, Flag(0), header.step, header.micro_batch), specs, payloads, leases)
+        self._owed.limit()
         if Flag.STEP in header.flags:
-            self._end_step(header)
+            self._ended = header
 
     def _evaluate(self, frame: Frame, inputs: list[torch.Tensor], targets: list[torch.Tensor]) -> None:
         header = frame.header

@@ -16,9 +16,10 @@ from msl.net.connection import Frame
 from msl.net.frame import Flag, Header, Kind, Role
 from msl.pipeline.batches import Batch
 from msl.pipeline.counters import Counters
-from msl.pipeline.exchange import answered
+from msl.pipeline.exchange import answered, leases_of
 from msl.pipeline.link import Inbox, Link
 from msl.pipeline.loop import FLUSH_S, StageLoop
+from msl.pipeline.owed import Owed
 from msl.pipeline.stage import Stage
 from msl.pipeline.wire import describe_all, tensors_in
 
@@ -81,6 +82,8 @@ class SourceLoop(StageLoop):
         self._in_flight = in_flight
         self._step_s = step_s
         self._waiting: deque[Frame] = deque()
+        self._owed = Owed(stage, self.counters) if stage is not None else None
+        self._draining = False  # all of a step is sent: there is nothing else to do than what is owed
         self.between_steps: Callable[[int], None] = lambda _step: None
         """Called when a step is complete, with the number of the next one; it may call `infer`."""
 
@@ -94,9 +97,12 @@ class SourceLoop(StageLoop):
                 self._take_answer(tally)
             flags = Flag.TRAIN | Flag.STEP if index == last else Flag.TRAIN
             self._send(Header(Kind.FORWARD, flags, step, index, batch.samples), micro_batch.inputs, micro_batch.target)
+        self._draining = True
         while self._waiting:
             self._take_answer(tally)
-        if self.stage is not None:
+        self._draining = False
+        if self.stage is not None and self._owed is not None:
+            self._owed.complete()
             self.stage.step()
         self._record(
             step,
@@ -187,9 +193,11 @@ class SourceLoop(StageLoop):
         if len(metrics) != 1 or metrics[0].shape != (3,):
             raise ProtocolError("an answer without its METRIC tensor")
         tally.add(metrics[0])
-        if answer.kind is Kind.BACKWARD and self.stage is not None:
+        if answer.kind is Kind.BACKWARD and self.stage is not None and self._owed is not None:
             with self.counters.during("backward"):
                 self.stage.backward(tensors_in(answer, Role.SMASHED))
+            self._owed.hold(leases_of(answer))
+            self._owed.limit()
         answer.release()
 
     def _take_outputs(self) -> list[torch.Tensor]:
@@ -207,6 +215,8 @@ class SourceLoop(StageLoop):
     def _arrival(self) -> Frame:
         deadline = time.monotonic() + self._step_s
         while not self._backwards:
+            if self._draining and self._inbox.empty() and self._owed is not None and self._owed.complete_one():
+                continue
             try:
                 self._wait(max(0.0, deadline - time.monotonic()))
             except queue.Empty:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from msl.errors import StageError
+from msl.pipeline.late import Noted
 from msl.pipeline.randomness import Position, seed_dropout
 
 Tensors = Sequence[torch.Tensor]
@@ -92,6 +93,8 @@ class Stage:
         self._every = every
         self._position = Position()
         self._passes: deque[_Pass] = deque()
+        self._noted = Noted(module)
+        self._owed: deque[list[Callable[[], None]]] = deque()
         seed_dropout(module, seed, self._position)
 
     @property
@@ -103,6 +106,11 @@ class Stage:
     def passes(self) -> int:
         """Forward passes in train mode that wait for their backward pass."""
         return len(self._passes)
+
+    @property
+    def owed(self) -> int:
+        """Backward passes whose weights' gradients are not all computed yet: what `complete` is for."""
+        return len(self._owed)
 
     def forward(self, inputs: Tensors, step: int, micro_batch: int) -> list[torch.Tensor]:
         """Forward pass in train mode; the graph is kept until `backward`.
@@ -125,7 +133,10 @@ class Stage:
         return outputs
 
     def backward(self, grads: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
-        """Backward pass of the oldest waiting forward pass; gradients accumulate in the parameters.
+        """Backward pass of the oldest waiting forward pass.
+
+        Gradients accumulate in the parameters, those of convolutions and linear layers in `complete` or `step`: the
+        inputs' and `grads`' memory must stay until then.
 
         Args:
             grads: one per output that requires a gradient, in order; None where there is none.
@@ -155,7 +166,15 @@ class Stage:
             torch.autograd.backward(roots, values)
         entering = [leaf.grad for leaf in done.leaves]
         self._own_gradients([*grads, *entering])
+        left = self._noted.take()
+        if left:
+            self._owed.append(left)
         return entering
+
+    def complete(self) -> None:
+        """Compute what the oldest backward pass has left to do."""
+        for accumulate in self._owed.popleft():
+            accumulate()
 
     def _own_gradients(self, others: Sequence[torch.Tensor | None]) -> None:
         """Copy parameter gradients that share memory with gradients that are sent, or were received.
@@ -176,6 +195,8 @@ class Stage:
 
     def step(self) -> None:
         """Optimizer step with the accumulated gradients, which are cleared; advances a per-step schedule."""
+        while self._owed:
+            self.complete()
         if self.optimizer is not None:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)

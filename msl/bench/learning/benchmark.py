@@ -141,12 +141,12 @@ class _Turns:
         shown = []
         first = turn * (WARM_UP + self.steps)
         for place, side in take_turns(list(sides), turn):
-            warm = sides[side].train_steps(turn, first, WARM_UP)
+            # In one call, so that each step that counts begins while others may still be ending the one before.
             begin = time.perf_counter()
-            told = sides[side].train_steps(turn, first + WARM_UP, self.steps)
-            mean_ms = 1e3 * (time.perf_counter() - begin) / self.steps
-            self.losses.setdefault(side, []).extend(loss for loss, _ in (*warm, *told))
-            median_ms = 1e3 * statistics.median(seconds for _, seconds in told)
+            told = sides[side].train_steps(turn, first, WARM_UP + self.steps)
+            mean_ms = 1e3 * (time.perf_counter() - begin) / (WARM_UP + self.steps)
+            self.losses.setdefault(side, []).extend(loss for loss, _ in told)
+            median_ms = 1e3 * statistics.median(seconds for _, seconds in told[WARM_UP:])
             if turn:
                 detail = {"steps": self.steps}
                 self.first.append(Sample(turn, place, case.name, side, median_ms, detail))

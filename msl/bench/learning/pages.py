@@ -68,9 +68,10 @@ def reports(measured: Measured, steps: int, command: str, machine: Mapping[str, 
             machine,
             "step_ms",
             "Milliseconds from before the first stage makes the batch until its optimizer has stepped, by its own"
-            f" clock; a value is the median of a round's {steps} steps, before which one is not counted. The chain"
-            " records its steps from when the batch is made; what it takes to make these batches is measured"
-            " beside it, and added.",
+            f" clock; a value is the median of a round's {steps} steps, before which one is not counted. All of them"
+            " follow one another without a pause, so that what other stages still do after the first one's step"
+            " delays the next. The chain records its steps from when the batch is made; what it takes to make these"
+            " batches is measured beside it, and added.",
             measured.cases,
             sides,
             measured.first,
@@ -83,8 +84,9 @@ def reports(measured: Measured, steps: int, command: str, machine: Mapping[str, 
             command,
             machine,
             "driver_step_ms",
-            "Milliseconds per step from the driver's call until all stages have answered: what it takes to call the"
-            " stages, and on the chain to collect its reports, is spread over a round's steps.",
+            "Milliseconds per step from the driver's call until the optimizers of all stages have stepped: what it"
+            " takes to call the stages, and on the chain to collect its reports, is spread over a round's steps, with"
+            " the one that is not counted above.",
             measured.cases,
             sides,
             measured.driver,
