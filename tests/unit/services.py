@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 
 from msl.net.connection import Connection
 from msl.net.fabric import DirectFabric, endpoint_of
-from msl.net.frame import Flag, Header, Kind
+from msl.net.frame import Flag, Header, Kind, encode
 from msl.pipeline.serving.compute import Inference
 from msl.pipeline.serving.rules import HopRules
 from msl.pipeline.serving.service import Service
@@ -69,3 +70,21 @@ def connect(address: Address) -> Connection:
 def ask(connection: Connection, number: int, inputs: torch.Tensor, flags: Flag = Flag(0)) -> None:
     specs, payloads = describe_all([inputs])
     connection.send(Header(Kind.FORWARD, flags, 0, number), specs, payloads)
+
+
+def until(true: Callable[[], bool], what: str, timeout_s: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.005)
+
+
+class AddsOne(nn.Module):
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs + 1
+
+
+def requests(count: int, inputs: torch.Tensor) -> bytes:
+    specs, payloads = describe_all([inputs])
+    frames = (encode(Header(Kind.FORWARD, Flag(0), 0, number), specs, payloads) for number in range(count))
+    return b"".join(piece for frame in frames for piece in frame)

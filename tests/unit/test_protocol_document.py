@@ -36,8 +36,9 @@ from msl.net.frame import (
 from msl.net.handshake import read_hello
 from msl.net.trace import FIELDS
 from msl.pipeline.fault import LONGEST_DETAIL, LONGEST_MESSAGE, read_fault
-from msl.pipeline.serving.dialogue import HELLO_S, LEAVING_S
+from msl.pipeline.serving.deadlines import HELLO_S
 from msl.pipeline.serving.rules import HopRules
+from msl.pipeline.serving.sessions import LEAVING_S
 from msl.plan import InputSpec
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")

@@ -7,18 +7,13 @@ import re
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
-import psutil
 import pytest
 import torch
-from torch import nn
 
-from msl.net.connection import Connection, Frame
-from msl.net.fabric import DirectFabric, endpoint_of
+from msl.net.connection import Connection
 from msl.net.frame import (
     MAGIC,
     VERSION,
@@ -29,130 +24,29 @@ from msl.net.frame import (
     Role,
     TensorFlag,
     TensorSpec,
-    encode,
-    encode_document,
 )
-from msl.pipeline.serving import dialogue
-from msl.pipeline.serving.compute import Inference
-from msl.pipeline.serving.rules import HopRules
-from msl.pipeline.serving.service import Service
-from msl.pipeline.serving.turns import Turns
-from msl.pipeline.wire import describe_all, tensors_in
+from msl.pipeline.serving import deadlines
+from msl.pipeline.wire import tensors_in
 from msl.plan import InputSpec
-from tests.unit.services import Address, Stages, ask, serve
+from tests.unit.services import Address, ask, serve, until
+from tests.unit.strangers import (
+    ROW,
+    WIDE,
+    Says,
+    Wide,
+    check,
+    client,
+    described,
+    document,
+    error_of,
+    is_empty,
+    refused,
+    stages,
+    stranger,
+    tensors,
+    undisturbed,
+)
 
-WIDE = 2**20
-"""Values of an answer of the stage `Wide`: 4 MiB for each sample."""
-
-
-class Wide(nn.Module):
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return inputs[:, :1].expand(-1, WIDE).contiguous()
-
-
-class Says(nn.Module):
-    """Returns something else, if the first number is negative."""
-
-    def __init__(self, what: Callable[[torch.Tensor], Any]) -> None:
-        super().__init__()
-        self._what = what
-
-    def forward(self, inputs: torch.Tensor) -> Any:
-        return self._what(inputs) if inputs[0, 0] < 0 else inputs
-
-
-def until(true: Callable[[], bool], what: str, timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.005)
-
-
-def num_fds() -> int:
-    return int(psutil.Process().num_fds())
-
-
-def is_empty(service: Service) -> bool:
-    report = service.report()
-    return not report.open and not report.lent_bytes and not report.waiting and not service._dialogue.backlog.num_bytes
-
-
-@contextmanager
-def undisturbed(modules: Sequence[nn.Module], **settings: Any) -> Iterator[tuple[Address, list[Service]]]:
-    """A service with a good client, that goes on as before; afterwards all is as it was."""
-    before = num_fds()
-    with serve(modules, InputSpec((8,), "float32"), **settings) as (address, services):
-        good = client(address)
-        check(good)
-        yield address, services
-        check(good)
-        good.close()
-        for service in services:
-            until(partial(is_empty, service), f"all is given back: {service.report()}")
-            assert service.report().fault is None
-            assert service.report().allocated_bytes < 65 * 2**20
-            assert not service._watched
-            assert not service._interest
-            assert not service._dialogue.starved
-    until(lambda: num_fds() == before, f"descriptors: {before} before, {num_fds()} after")
-
-
-def check(connection: Connection) -> None:
-    ask(connection, 77, torch.rand(1, 8))
-    answer = connection.receive()
-    assert (answer.kind, answer.header.micro_batch) == (Kind.RESULT, 77), answer.document
-    answer.release()
-
-
-def stages(hops: int = 1) -> list[nn.Sequential]:
-    return Stages(hops).modules
-
-
-def refused(services: Sequence[Service]) -> dict[str, int]:
-    return dict(services[0].report().counters.refused)
-
-
-def error_of(connection: Connection) -> str:
-    """The reason of an ERROR, behind which the connection ends."""
-    while (frame := connection.receive()).kind is Kind.RESULT:
-        frame.release()
-    assert frame.kind is Kind.ERROR
-    assert connection._sock.recv(1) == b""
-    connection.close()
-    return str(frame.document["message"])
-
-
-def stranger(address: Address) -> Connection:
-    return Connection(socket.create_connection(address, timeout=5), "the service", 2**26, 5.0)
-
-
-def hello(address: Address) -> Connection:
-    connection = stranger(address)
-    connection.send_document(Header(Kind.HELLO), {"service": "toy"})
-    return connection
-
-
-def client(address: Address) -> Connection:
-    connection = hello(address)
-    welcome = connection.receive()
-    assert welcome.kind is Kind.WELCOME, welcome.document
-    return connection
-
-
-def tensors(*values: torch.Tensor, kind: Kind = Kind.FORWARD, flags: Flag = Flag(0)) -> bytes:
-    specs, payloads = describe_all(values)
-    return b"".join(encode(Header(kind, flags), specs, payloads))
-
-
-def document(kind: Kind, content: dict[str, Any] | None = None) -> bytes:
-    return b"".join(encode_document(Header(kind), content))
-
-
-def described(spec: TensorSpec) -> bytes:
-    return b"".join(encode(Header(Kind.FORWARD), [spec], [memoryview(bytes(spec.num_bytes))]))
-
-
-ROW = torch.zeros(1, 8)
 BAD_REQUESTS = {
     "shape": (tensors(torch.zeros(1, 9)), r"input 0 has the shape \(1, 9\); it must be \(n, 8\)"),
     "dimensions": (tensors(torch.zeros(8)), r"input 0 has the shape \(8,\)"),
@@ -245,7 +139,7 @@ def test_half_a_frame_then_silence_ends_the_session() -> None:
 
 
 def test_half_a_hello_then_silence_ends_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dialogue, "HELLO_S", 0.3)
+    monkeypatch.setattr(deadlines, "HELLO_S", 0.3)
     with undisturbed(stages()) as (address, services):
         strangers = [stranger(address) for _ in range(3)]
         for each, length in zip(strangers, (0, 7, 40), strict=True):
@@ -410,133 +304,6 @@ def test_half_closed_with_large_answers_due(hops: int) -> None:
             frame.release()
         assert connection._sock.recv(1) == b""
         connection.close()
-
-
-# -- the next hop
-
-
-class NextHop:
-    """A next hop that a test plays, in front of it a service of one hop."""
-
-    def __init__(self) -> None:
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.listener.settimeout(5)
-
-    def welcome(self) -> Connection:
-        connection = self.accept()
-        connection.send_document(Header(Kind.WELCOME), {"path": [{"hop": 2, "name": "played", "host": "n2"}]})
-        return connection
-
-    def accept(self) -> Connection:
-        connection = Connection(self.listener.accept()[0], "the hop before", 2**26, 5.0)
-        assert connection.receive().kind is Kind.HELLO
-        return connection
-
-
-@contextmanager
-def before(next_hop: NextHop, **settings: Any) -> Iterator[tuple[Address, Service]]:
-    descriptors = num_fds()
-    inputs = (InputSpec((8,), "float32"),)
-    rules = HopRules("toy", 1, "nsf1", "n1", "nsf2 on host n2", "j" * 32, "s", inputs, 7, **settings)
-    fabric = DirectFabric("127.0.0.1", endpoint_of(next_hop.listener))
-    listener = fabric.listen()
-    service = Service(rules, Inference(nn.Identity()), fabric, listener, Turns())
-    service.start()
-    try:
-        yield endpoint_of(listener), service
-        until(lambda: is_empty(service), f"all is given back: {service.report()}")
-        assert service.report().fault is None
-    finally:
-        service.close()
-        next_hop.listener.close()
-    until(lambda: num_fds() == descriptors - 1, "descriptors are given back")
-
-
-def test_a_next_hop_that_does_not_listen() -> None:
-    next_hop = NextHop()
-    with before(next_hop) as (address, service):
-        next_hop.listener.close()
-        message = error_of(hello(address))
-        assert message.startswith(("cannot connect to nsf2 on host n2", "nsf2 on host n2 cannot be reached"))
-        assert "Connection refused" in message
-        assert service.report().counters.refused == {"NetworkError": 1}
-
-
-def test_a_next_hop_that_refuses() -> None:
-    next_hop = NextHop()
-    with before(next_hop) as (address, _):
-        connection = hello(address)
-        following = next_hop.accept()
-        following.send_document(Header(Kind.ERROR), {"kind": "ProtocolError", "message": "go\naway"})
-        assert error_of(connection) == "nsf2 on host n2 refused the connection: go away"
-        following.close()
-
-
-@pytest.mark.parametrize(("welcomed", "setting"), [(False, "connect_s"), (True, "answer_s")])
-def test_a_next_hop_that_never_answers(welcomed: bool, setting: str) -> None:
-    next_hop = NextHop()
-    with before(next_hop, **{setting: 0.3}) as (address, _):
-        connection = hello(address)
-        following = next_hop.welcome() if welcomed else next_hop.accept()
-        if welcomed:
-            assert connection.receive().kind is Kind.WELCOME
-            ask(connection, 0, ROW)
-        assert error_of(connection).startswith("no answer from nsf2 on host n2 within 0.3 s")
-        following.close()
-
-
-def test_a_next_hop_that_takes_nothing() -> None:
-    next_hop = NextHop()
-    next_hop.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    with before(next_hop, silence_s=0.5, max_samples=2**20, max_body=2**26) as (address, _):
-        connection = hello(address)
-        following = next_hop.welcome()
-        assert connection.receive().kind is Kind.WELCOME
-        ask(connection, 0, torch.zeros(2**18, 8))
-        assert error_of(connection) == "nsf2 on host n2 took nothing for 0.5 s (timeouts.silence_s)"
-        following.close()
-
-
-def frame_of(kind: Kind, number: int, tensors: int = 1) -> bytes:
-    specs, payloads = describe_all([ROW] * tensors)
-    return b"".join(encode(Header(kind, Flag(0), 0, number), specs, payloads))
-
-
-@pytest.mark.parametrize(
-    ("answer", "reason"),
-    [
-        (b"", "nsf2 on host n2 closed the connection"),
-        (frame_of(Kind.RESULT, 0)[:50], "closed the connection in the middle of a frame"),
-        (b"x" * 64, "not an msl peer"),
-        (frame_of(Kind.RESULT, 5), "a RESULT of request 5 that was not due"),
-        (frame_of(Kind.RESULT, 0) * 2, "a RESULT of request 0 that was not due"),
-        (frame_of(Kind.FORWARD, 0), "a FORWARD frame; the next hop answers with RESULT"),
-        (frame_of(Kind.RESULT, 0, 64), "a frame of 65 tensors"),
-        (document(Kind.WELCOME, {"path": []}), "a WELCOME of request 0 that was not due"),
-        (document(Kind.ERROR, {"kind": "StageError", "message": "it broke", "stage": "sink"}), "it broke"),
-        (document(Kind.ERROR), "None"),
-    ],
-)
-def test_a_next_hop_that_answers_wrong_or_dies(answer: bytes, reason: str) -> None:
-    next_hop = NextHop()
-    with before(next_hop) as (address, _):
-        connection = hello(address)
-        following = next_hop.welcome()
-        assert connection.receive().kind is Kind.WELCOME
-        for number in range(3):
-            ask(connection, number, ROW, Flag.TRACE)
-        for _ in range(3):
-            following.receive().release()
-        following._sock.sendall(answer)
-        following._sock.shutdown(socket.SHUT_WR)
-        frame: Frame = connection.receive()
-        while frame.kind is Kind.RESULT:
-            frame.release()
-            frame = connection.receive()
-        assert frame.kind is Kind.ERROR
-        assert reason in str(frame.document.get("message"))
-        connection.close()
-        following.close()
 
 
 # -- at rest

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-import select
 import socket
 import threading
 import time
@@ -20,21 +19,20 @@ import psutil
 
 from msl.errors import MslError, StageError
 from msl.net.fabric import Fabric
-from msl.net.stream import Stream
 from msl.net.trace import now_ns
 from msl.pipeline.runtime import set_threads
 from msl.pipeline.serving.compute import Inference, Outputs
 from msl.pipeline.serving.counters import ServiceReport
 from msl.pipeline.serving.dialogue import Dialogue
+from msl.pipeline.serving.poller import Poller
 from msl.pipeline.serving.request import Request
 from msl.pipeline.serving.rules import HopRules
-from msl.pipeline.serving.session import Session, State
+from msl.pipeline.serving.session import Session
 from msl.pipeline.serving.turns import Held, Turns
 
 log = logging.getLogger(__name__)
 
 _TICK_S = 0.25
-_ACCEPTS_A_TURN = 64
 _NAP_S = 0.0005
 _THREADS = 2
 _TAKEN_AT_ONCE = 16
@@ -71,25 +69,18 @@ class Service:
         self._turns = turns
         self._listener = listener
         self._num_threads = threads
-        self._dialogue = Dialogue(rules, fabric, turns, self)
+        self._wake, self._woken = socket.socketpair()
+        self._poller = Poller(listener, self._woken)
+        self._dialogue = self._poller.dialogue = Dialogue(rules, fabric, turns, self._poller)
         self._lock = threading.Lock()
         """Guards all but the next three. It is held while bytes are moved, not while one waits or computes."""
         self._roles = threading.Condition()
         self._leading = False
         self._computing = False
-        self._poll = select.epoll()
-        self._watched: dict[int, tuple[Session, Stream]] = {}
-        self._interest: dict[int, int] = {}
-        self._fresh: set[int] = set()
-        """Descriptors that are watched since the last look: what that look told of them was of others."""
-        self._out_of_descriptors = False
         self._quick_ones = 0
-        self._wake, self._woken = socket.socketpair()
         self._closed = threading.Event()
         self._fault: str | None = None
         listener.setblocking(False)
-        for sock in (listener, self._woken):
-            self._poll.register(sock, select.EPOLLIN)
         self._threads = [
             threading.Thread(target=self._run, name=f"msl-serve-{i}", daemon=True) for i in range(_THREADS)
         ]
@@ -165,7 +156,7 @@ class Service:
             self._turn_away()
             for sock in (self._wake, self._woken):
                 sock.close()
-            self._poll.close()
+            self._poller.close()
 
     def _turn_away(self) -> None:
         for session in list(self._dialogue.sessions):
@@ -207,16 +198,14 @@ class Service:
         checked_s = time.monotonic()
         wait_s = _TICK_S
         while not self._closed.is_set():
-            events = self._poll.poll(wait_s)
+            events = self._poller.wait(wait_s)
             wait_s = _TICK_S
             requests: list[Request] = []
             with self._lock:
-                self._fresh.clear()
-                for descriptor, event in events:
-                    self._happened(descriptor, event)
+                self._poller.take(events)
                 if time.monotonic() - checked_s > _TICK_S:
                     checked_s = time.monotonic()
-                    self._look_around()
+                    self._poller.look_around()
                 if not self._computing and self._inference is not None:
                     due_ns = self._due_in_ns()
                     if due_ns == 0 and self._quick_ones >= _QUICK_ONES:
@@ -227,16 +216,6 @@ class Service:
             if requests and self._infer(requests) is not None:
                 wait_s = 0.0  # more waits: no event will tell of it
         return False
-
-    def _look_around(self) -> None:
-        """Find what no event tells of."""
-        self._dialogue.check_deadlines()
-        for session in list(self._dialogue.sessions):
-            self._settle(session)
-        self._feed()
-        if self._out_of_descriptors:
-            self._out_of_descriptors = False
-            self._poll.modify(self._listener, select.EPOLLIN)
 
     def _compute(self) -> None:
         """Compute until nothing waits."""
@@ -287,85 +266,8 @@ class Service:
         for request, output in zip(requests, outputs, strict=True):
             request.computed_ns, request.computed_samples = computed_ns, samples
             self._dialogue.deliver(request, output)
-            self._settle(request.session)
-        self._feed()
-
-    # -- the poller; under the lock
-
-    def add(self, session: Session, stream: Stream) -> None:
-        """Wait for what happens on a connection."""
-        descriptor = stream.fileno()
-        wanted = self._wanted(session, stream)
-        self._poll.register(descriptor, wanted)
-        self._watched[descriptor] = session, stream
-        self._interest[descriptor] = wanted
-        self._fresh.add(descriptor)
-
-    def drop(self, stream: Stream) -> None:
-        """Wait no longer."""
-        descriptor = stream.fileno()
-        if self._watched.pop(descriptor, None) is not None:
-            del self._interest[descriptor]
-            self._poll.unregister(descriptor)
-
-    def _happened(self, descriptor: int, event: int) -> None:
-        if descriptor == self._listener.fileno():
-            self._accept()
-            return
-        if descriptor not in self._watched or descriptor in self._fresh:
-            return  # closed by what happened before it, and perhaps given to another connection since
-        session, stream = self._watched[descriptor]
-        if event & select.EPOLLOUT:
-            self._dialogue.writable(session, stream)
-        if event & ~select.EPOLLOUT and descriptor in self._watched:
-            self._dialogue.readable(session, stream, bool(event & (select.EPOLLHUP | select.EPOLLERR)))
-        self._settle(session)
-        self._feed()
-
-    def _feed(self) -> None:
-        for session in self._dialogue.feed_starved() if self._dialogue.starved else ():
-            self._settle(session)
-
-    def _settle(self, session: Session) -> None:
-        """Read on where reading stopped, then wait for what can happen next on a session's connections."""
-        if session.unread and self._dialogue.wants_more(session):
-            self._dialogue.readable(session, session.previous)
-        if session.state is State.CLOSED:
-            return
-        for stream in session.streams:
-            wanted = self._wanted(session, stream)
-            descriptor = stream.fileno()
-            before = self._interest[descriptor]
-            if before != wanted:
-                self._interest[descriptor] = wanted
-                self._poll.modify(descriptor, wanted)
-                if wanted & ~before & select.EPOLLIN:
-                    stream.expect()
-
-    def _wanted(self, session: Session, stream: Stream) -> int:
-        """What is to be waited for on one of a session's connections."""
-        wanted = select.EPOLLOUT if stream.sending else 0
-        if stream is not session.previous:
-            return wanted | (select.EPOLLOUT if session.state is State.CONNECTING else select.EPOLLIN)
-        if not self._dialogue.wants_more(session):
-            return wanted
-        # Others have their turn, then it goes on here: a connection can be written to at nearly any time.
-        return wanted | select.EPOLLIN | (select.EPOLLOUT if session.unread else 0)
-
-    def _accept(self) -> None:
-        for _ in range(_ACCEPTS_A_TURN):
-            try:
-                sock, address = self._listener.accept()
-            except (BlockingIOError, InterruptedError, ConnectionError):
-                return
-            except OSError as error:
-                # Out of descriptors, perhaps: go on with whom there is until the next tick.
-                log.warning("hop %d: accept failed: %s", self._rules.hop, error)
-                self._out_of_descriptors = True
-                self._poll.modify(self._listener, 0)
-                self._dialogue.make_room()
-                return
-            self._dialogue.admit(sock, address[0])
+            self._poller.settle(request.session)
+        self._poller.feed()
 
 
 def _is_sending(session: Session) -> bool:

@@ -1,30 +1,25 @@
-"""Asks a service: the client's side of docs/protocol.md, with numpy arrays or torch tensors in and out.
-
-with msl.Client("10.0.0.1:7400", "digits") as client:
-    logits = client.predict(images)
-"""
+"""The connection to a service."""
 
 from __future__ import annotations
 
 import select
 import socket
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from msl.client.pending import Pending
+from msl.client.tensors import Described, described, is_torch
 from msl.errors import ConfigError, MslError, NetworkError, ProtocolError, StageError
-from msl.net.arrays import Array, array_at, describe
+from msl.net.arrays import Array
 from msl.net.buffers import BufferPool
 from msl.net.connection import Frame
 from msl.net.fabric import Endpoint
-from msl.net.frame import DType, Flag, Header, Kind, Layout, Role, TensorSpec
+from msl.net.frame import Flag, Header, Kind
 from msl.net.stream import Stream
-from msl.net.trace import ClientTimes, Trace, assemble, decode_times, now_ns
+from msl.net.trace import now_ns
 from msl.plan import InputSpec
 
 if TYPE_CHECKING:
@@ -34,7 +29,6 @@ _LONGEST_REASON = 1000
 """Characters of a service's reason that are repeated in a message."""
 _NUMBERS = 2**32
 """Requests are numbered in 32 bits of a frame's header, round and round."""
-_Tensor = tuple[TensorSpec, memoryview]
 _ERRORS: Mapping[str, type[MslError]] = {kind.__name__: kind for kind in (NetworkError, ProtocolError, StageError)}
 
 
@@ -150,11 +144,11 @@ class Client:
             trace: have each hop tell its times, see `Pending.trace`.
         """
         begin_ns = now_ns()
-        tensors = _described(inputs, self._inputs, self._max_samples)
+        tensors = described(inputs, self._inputs, self._max_samples)
         while len(self._unanswered) >= self._in_flight:
             self._take_answer()
         self._check_open()
-        pending = Pending(self._take_answer, self._number, any(map(_is_torch, inputs)), trace)
+        pending = Pending(self._take_answer, self._number, any(map(is_torch, inputs)), trace)
         self._number = (self._number + 1) % _NUMBERS
         self._unanswered.append(pending)
         encoded_ns = now_ns()
@@ -178,7 +172,7 @@ class Client:
     ) -> None:
         self.close()
 
-    def _send(self, number: int, tensors: Sequence[_Tensor], trace: bool) -> None:
+    def _send(self, number: int, tensors: Sequence[Described], trace: bool) -> None:
         """Have a request taken. Answers are read meanwhile, so that the two sides cannot wait for each other."""
         header = Header(Kind.FORWARD, Flag.TRACE if trace else Flag(0), 0, number)
         deadline = time.monotonic() + self._timeout_s
@@ -258,109 +252,6 @@ class Client:
             for pending in self._unanswered:
                 pending.fail(self._fault)
             self._unanswered.clear()
-
-
-class Pending:
-    """A request that was sent; made by `Client.submit`."""
-
-    def __init__(self, wait: Callable[[], None], number: int, as_torch: bool, traced: bool) -> None:
-        self.number = number
-        """As it stands in the frame's header."""
-        self.trace: Trace | None = None
-        """Where the time went, if that was asked for and the answer is there."""
-        self.times_ns = (0, 0, 0)
-        """The request was asked for, its frame was ready, and given to the socket."""
-        self._wait = wait
-        self._as_torch = as_torch
-        self._traced = traced
-        self._outputs: Any = None
-        self._error: MslError | None = None
-        self._answered = False
-
-    @property
-    def done(self) -> bool:
-        """Whether `result` returns or raises at once."""
-        return self._answered or self._error is not None
-
-    def result(self) -> Any:
-        """Wait for the answer; returns and raises as `Client.predict` does."""
-        while not self.done:
-            self._wait()
-        if self._error is not None:
-            raise self._error
-        return self._outputs
-
-    def take(self, frame: Frame, arrived_ns: tuple[int, int], path: Sequence[Mapping[str, Any]]) -> None:
-        """The answer has arrived: make outputs of it that own their memory."""
-        tensors = list(zip(frame.specs, frame.payloads, strict=True))
-        results = [(spec, payload) for spec, payload in tensors if spec.role is Role.SMASHED]
-        try:
-            outputs = tuple(_tensor(*one) if self._as_torch else array_at(*one).copy() for one in results)
-            self._outputs = outputs[0] if len(outputs) == 1 else outputs
-        except ConfigError as error:
-            self._error = ConfigError(f"the model returns {error}: pass torch tensors")
-        if self._traced:
-            client = ClientTimes(*self.times_ns, *arrived_ns, now_ns())
-            hops = [decode_times(spec, payload) for spec, payload in tensors if spec.role is Role.TRACE]
-            self.trace = assemble(client, hops, path)
-        self._answered = True
-
-    def fail(self, error: MslError) -> None:
-        """There will be no answer."""
-        self._error = error
-
-
-def _described(inputs: Sequence[Any], wanted: Sequence[InputSpec], max_samples: int) -> list[_Tensor]:
-    """Descriptors and bytes of a request's inputs, if they are what the model takes."""
-    if len(inputs) != len(wanted):
-        raise ConfigError(f"{len(inputs)} inputs; the model has {len(wanted)}")
-    tensors = []
-    for index, (value, model) in enumerate(zip(inputs, wanted, strict=True)):
-        if not isinstance(value, np.ndarray) and not _is_torch(value):
-            raise ConfigError(f"input {index} is a {type(value).__name__}; pass a numpy array or a torch tensor")
-        dtype = value.dtype.name if isinstance(value, np.ndarray) else str(value.dtype).removeprefix("torch.")
-        if dtype != model.dtype:
-            hint = ", which numpy does not have: pass a torch tensor" if model.dtype == "bfloat16" else ""
-            raise ConfigError(f"input {index} is of {dtype}; it must be of {model.dtype}{hint}")
-        shape = tuple(value.shape)
-        if not shape or shape[1:] != model.shape:
-            expected = ", ".join(map(str, ("n", *model.shape)))
-            raise ConfigError(f"input {index} has the shape {shape}; it must be ({expected})")
-        if shape[0] != len(inputs[0]):
-            raise ConfigError(f"input {index} has {shape[0]} samples, input 0 has {len(inputs[0])}")
-        if not 1 <= shape[0] <= max_samples:
-            raise ConfigError(f"{shape[0]} samples; the service takes 1 to {max_samples} in a request")
-        tensors.append(describe(value) if isinstance(value, np.ndarray) else _describe_tensor(value))
-    return tensors
-
-
-def _is_torch(value: Any) -> bool:
-    """Whether it is a torch tensor; where there is one, torch is imported already."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.Tensor)
-
-
-def _describe_tensor(tensor: torch.Tensor) -> _Tensor:
-    import torch
-
-    tensor = tensor.detach().cpu()
-    layout, dense = Layout.ROW_MAJOR, tensor
-    if not tensor.is_contiguous() and tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
-        # As it is: some kernels round differently in the other layout.
-        layout, dense = Layout.CHANNELS_LAST, tensor.permute(0, 2, 3, 1)
-    spec = TensorSpec(DType[str(tensor.dtype).removeprefix("torch.").upper()], tuple(tensor.shape), layout=layout)
-    return spec, dense.reshape(-1).view(torch.uint8).numpy().data
-
-
-def _tensor(spec: TensorSpec, payload: memoryview) -> torch.Tensor:
-    import torch
-
-    dtype = getattr(torch, spec.dtype.name.lower())
-    flat = torch.frombuffer(payload, dtype=dtype).clone() if payload else torch.empty(0, dtype=dtype)
-    if spec.layout is Layout.CHANNELS_LAST:
-        n, c, h, w = spec.shape
-        return flat.view(n, h, w, c).permute(0, 3, 1, 2)
-    return flat.view(spec.shape)
 
 
 def _failure(document: Mapping[str, Any]) -> MslError:
