@@ -16,6 +16,7 @@ from typing import Any
 import ray
 
 from msl.actors import local
+from msl.actors.guard import guarded
 from msl.actors.network import FabricName, Network
 from msl.config import Config
 from msl.errors import ClusterError
@@ -69,14 +70,16 @@ def session(config: Config, hosts: Sequence[str], network: Network, say: Callabl
         with _driver(config.cluster.address, None, config):
             yield Session(nodes_of(config, hosts, config.timeouts.start_s), None, True, network.fabric)
         return
-    cluster = network.kept
-    if cluster is None:
-        say(f"starting {len(hosts)} raylets, one per host")
-        cluster = local.start(config, hosts, network.private, False, network.testbed)
-    else:
-        _check_hosts(cluster, hosts)
-        say(f"using the running cluster {cluster.name!r}")
-    try:
+    with contextlib.ExitStack() as stack:
+        cluster = network.kept
+        if cluster is None:
+            say(f"starting {len(hosts)} raylets, one per host")
+            cluster = local.start(config, hosts, network.private, False, network.testbed)
+            stack.enter_context(guarded(cluster.name))
+            stack.callback(local.stop, cluster)
+        else:
+            _check_hosts(cluster, hosts)
+            say(f"using the running cluster {cluster.name!r}")
         with _driver(cluster.gcs, cluster, config):
             nodes = nodes_of(config, hosts, config.timeouts.start_s, cluster)
             joined = Session(nodes, cluster, network.kept is not None, network.fabric)
@@ -86,9 +89,6 @@ def session(config: Config, hosts: Sequence[str], network: Network, say: Callabl
                 if network.kept is None and joined.headless():
                     # Ray's own shutdown looks for the head for seconds: end the rest meanwhile.
                     threading.Thread(target=local.stop, args=(cluster,)).start()
-    finally:
-        if network.kept is None:
-            local.stop(cluster)
 
 
 def _check_reachable(address: str, timeout_s: float) -> None:

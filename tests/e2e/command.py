@@ -120,6 +120,13 @@ def wait_for_steps(run: Path, process: subprocess.Popen[str]) -> dict[str, dict[
     return members
 
 
+def guard_of(process: subprocess.Popen[str]) -> psutil.Process:
+    """The process that ends a driver's cluster if the driver dies."""
+    return next(
+        child for child in psutil.Process(process.pid).children() if "msl.actors.guard" in " ".join(child.cmdline())
+    )
+
+
 def marked(of: set[int] | None = None) -> list[psutil.Process]:
     """Living processes of local clusters, but for those with the numbers in `of`."""
     found = []

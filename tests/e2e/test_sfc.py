@@ -23,6 +23,7 @@ from msl.net.requirements import first_lack
 from tests.chains import train_unsplit
 from tests.e2e.command import (
     finish,
+    guard_of,
     members_of,
     msl,
     namespaces,
@@ -155,11 +156,22 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path) -> None:
     assert done.code == 130, done.output
 
 
-def test_killed_it_leaves_what_down_removes(tmp_path: Path) -> None:
+def test_killed_it_leaves_nothing(tmp_path: Path) -> None:
+    config = sfc_config(tmp_path, cluster={"name": f"{NAME}g"}, train=ENDLESS)
+    with nothing_left(f"{NAME}g"):
+        process = start("train", "--config", config, "--out", tmp_path / "run")
+        members_of(tmp_path / "run")
+        process.kill()
+        process.communicate()
+        wait_until(lambda: not namespaces(f"{NAME}g"), 20.0, "the namespaces are removed")
+
+
+def test_killed_together_with_its_guard_it_leaves_what_down_removes(tmp_path: Path) -> None:
     config = sfc_config(tmp_path, cluster={"name": f"{NAME}k"}, train=ENDLESS)
     with nothing_left(f"{NAME}k"):
         process = start("train", "--config", config, "--out", tmp_path / "run")
         members = members_of(tmp_path / "run")
+        guard_of(process).kill()
         process.kill()
         process.communicate()
         wait_until(lambda: not any(psutil.pid_exists(m["pid"]) for m in members.values()), 20.0, "the members end")

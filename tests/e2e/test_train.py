@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from msl.config import load_config
 from msl.models.resnet import resnet18
 from tests.chains import train_unsplit
-from tests.e2e.command import finish, marked, members_of, msl, nothing_left, start, wait_until, write_config
+from tests.e2e.command import finish, guard_of, marked, members_of, msl, nothing_left, start, wait_until, write_config
 
 pytestmark = pytest.mark.cluster
 
@@ -140,11 +140,13 @@ def test_a_driver_that_is_killed_takes_its_cluster_with_it(tmp_path: Path) -> No
     config = write_config(tmp_path, train={"epochs": 500}, checkpoint={"every": 500})
     process = start("train", "--config", config, "--out", tmp_path / "run")
     members = members_of(tmp_path / "run")
+    guard = guard_of(process)
     process.kill()
     process.communicate()
     wait_until(lambda: not any(psutil.pid_exists(m["pid"]) for m in members.values()), 20.0, "the members end")
+    wait_until(lambda: not guard.is_running(), 20.0, "the guard has done its work")
     with nothing_left():
         pass
     cleaned = msl("down")
     assert cleaned.code == 0
-    assert "crashed cluster" in cleaned.output
+    assert "crashed cluster" not in cleaned.output

@@ -11,7 +11,7 @@ from msl.actors.cluster import Session, session
 from msl.actors.network import entered_network
 from msl.bench import machine, plots
 from msl.bench.inference import pages
-from msl.bench.inference.growth import Growth, cases_of
+from msl.bench.inference.growth import Case, Growth, cases_of
 from msl.bench.inference.growth_pages import growth_plots, growth_reports
 from msl.bench.inference.latency import Latency
 from msl.bench.inference.lengths import of_length, own_stages
@@ -53,25 +53,39 @@ def run(config: Config, wanted: Wanted, folder: Path, command: str, say: Callabl
     crowded = own if own in wanted.growing else max(wanted.growing, default=own)
     cases = cases_of(wanted.growing, crowded, wanted.clients) if wanted.growing else []
     growth = Growth()
+    measured: list[Measured] = []
+    grown: list[Case] = []
+
+    def write(steered: bool) -> dict[str, Any]:
+        done = [report for chain in measured for report in pages.reports(chain, record)]
+        done += growth_reports(growth, grown, record) if grown else []
+        title = f"Multi-hop split inference: {config.name}"
+        document = write_several(folder, title, _setting(config, own, steered), done)
+        summary = pages.headline(document, own, wanted.batches[0]) | document | pages.details(measured)
+        write_json(folder / "summary.json", summary)
+        pages.plot(folder, measured)
+        if crowded in {case.nsfs for case in grown}:
+            growth_plots(folder, growth, grown, crowded)
+        return summary
+
     with contextlib.ExitStack() as stack:
         network = stack.enter_context(entered_network(longest, say))
         hosts, _ = lay_out(longest)
         cluster = stack.enter_context(session(longest, hosts, network, say))
-        measured = [_measure(configs[nsfs + 1], nsfs, wanted, cluster, say) for nsfs in wanted.nsfs]
-        for nsfs in wanted.growing:
-            growth.measure(
-                configs[nsfs + 1], [case for case in cases if case.nsfs == nsfs], wanted.rounds, cluster, say
-            )
-    done = [report for chain in measured for report in pages.reports(chain, record)]
-    done += growth_reports(growth, cases, record) if cases else []
-    title = f"Multi-hop split inference: {config.name}"
-    document = write_several(folder, title, _setting(config, own, network.fabric == SFC), done)
-    summary = pages.headline(document, own, wanted.batches[0]) | document | pages.details(measured)
-    write_json(folder / "summary.json", summary)
-    pages.plot(folder, measured)
-    if cases:
-        growth_plots(folder, growth, cases, crowded)
-    return summary
+        try:
+            for nsfs in wanted.nsfs:
+                chain = _measure(configs[nsfs + 1], nsfs, wanted, cluster, say)
+                measured.append(chain)
+            for nsfs in wanted.growing:
+                of_these = [case for case in cases if case.nsfs == nsfs]
+                growth.measure(configs[nsfs + 1], of_these, wanted.rounds, cluster, say)
+                grown += of_these
+        except BaseException:
+            if measured or grown:
+                write(network.fabric == SFC)
+                say(f"what was measured before is kept in {folder}")
+            raise
+    return write(network.fabric == SFC)
 
 
 def _measure(config: Config, nsfs: int, wanted: Wanted, cluster: Session, say: Callable[[str], None]) -> Measured:

@@ -85,13 +85,34 @@ def run(config: Config, wanted: Wanted, folder: Path, command: str, say: Callabl
     configs = of_length(config, wanted.stages, True, "msl")
     longest = configs[max(configs)]
     turns = {case: _Turns(wanted.steps) for case in cases}
+    cuts: dict[Case, tuple[str, ...]] = {}
     with contextlib.ExitStack() as stack:
         network = stack.enter_context(entered_network(longest, say))
         hosts, _ = lay_out(longest)
         cluster = stack.enter_context(session(longest, hosts, network, say))
-        cuts = {case: _measure(configs[case.stages], case, wanted, turns[case], cluster, say) for case in cases}
-    shown = {case.name: f"{case}, cut before {', '.join(cuts[case])}" for case in cases}
-    steered = network.fabric == SFC
+        steered = network.fabric == SFC
+        try:
+            for case in cases:
+                cuts[case] = _measure(configs[case.stages], case, wanted, turns[case], cluster, say)
+        except BaseException:
+            if cuts:
+                _write(config, wanted, {case: turns[case] for case in cuts}, cuts, steered, folder, command, found)
+                say(f"what was measured before is kept in {folder}")
+            raise
+    return _write(config, wanted, turns, cuts, steered, folder, command, found)
+
+
+def _write(
+    config: Config,
+    wanted: Wanted,
+    turns: Mapping[Case, _Turns],
+    cuts: Mapping[Case, tuple[str, ...]],
+    steered: bool,
+    folder: Path,
+    command: str,
+    found: Mapping[str, str],
+) -> dict[str, Any]:
+    shown = {case.name: f"{case}, cut before {', '.join(cut)}" for case, cut in cuts.items()}
     count = sum(len(next(iter(of_case.losses.values()))) for of_case in turns.values())
     reports = pages.reports(
         pages.Measured(
@@ -110,7 +131,7 @@ def run(config: Config, wanted: Wanted, folder: Path, command: str, say: Callabl
     own = Case(own_stages(config), config.train.batch_size, config.train.micro_batch)
     summary = pages.headline(document, own.name) | document
     write_json(folder / "summary.json", summary)
-    pages.plot(folder, reports[0], {case.name: f"{case.stages} stages,\nbatch {case.batch}" for case in cases})
+    pages.plot(folder, reports[0], {case.name: f"{case.stages} stages,\nbatch {case.batch}" for case in cuts})
     return summary
 
 
