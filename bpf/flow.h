@@ -61,7 +61,7 @@ static __always_inline struct flow *teach(const struct flow_key *key, const stru
         number = flow->path;
         known = paths.lookup(&number);
         /* The common case ends here: the flow is not written. */
-        if (known && (same_arrival(arrival, &known->arrival) || is_older(arrival, known)))
+        if (known && (same_arrival(arrival, &known->arrival) || is_older(arrival, bpf_ntohs(known->arrival.srh.tag))))
             return flow;
     }
     number = learn_path(arrival, sid, reason);
@@ -69,9 +69,11 @@ static __always_inline struct flow *teach(const struct flow_key *key, const stru
         return 0;
     if (flow) {
         flow->path = number;
+        flow->tag = arrival->srh.tag;
         return flow;
     }
     fresh.path = number;
+    fresh.tag = arrival->srh.tag;
     fresh.index = sid->index;
     embryos.update((struct flow_key *)key, &fresh);
     return embryos.lookup((struct flow_key *)key);

@@ -11,6 +11,7 @@ BPF_TABLE("hash", struct flow_key, struct flow, flows, MAX_FLOWS);
 /* Flows whose handshake is not done. Least recently used ones go first, so that a SYN flood cannot fill `flows`. */
 BPF_TABLE("lru_hash", struct flow_key, struct flow, embryos, MAX_EMBRYOS);
 BPF_TABLE("hash", __u64, struct path, paths, MAX_PATHS);
+BPF_TABLE("hash", union address, struct back, returns, MAX_SIDS);
 BPF_TABLE("percpu_array", __u32, __u64, drops, REASONS);
 BPF_TABLE("percpu_array", __u32, struct traffic, traffic, MAX_SIDS);
 /* Too large for the stack of 512 bytes. */

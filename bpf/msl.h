@@ -35,6 +35,8 @@ enum kind {
     KIND_NSF = 1,  /* a transparent TCP proxy listens at the SID */
     KIND_SINK = 2, /* the service's own address is on this host */
     KIND_HEAD = 3, /* replies to what this host's head-end has sent */
+    KIND_TURN = 4, /* End: a probe of another host turns here, or goes on */
+    KIND_PROBES = 5, /* this host's own probes end here */
 };
 
 /* Why a packet was dropped; told by name in msl/net/sfc/layout.py, and explained in docs/packet-path.md. */
@@ -60,6 +62,7 @@ enum reason {
     REASON_NO_ROUTE,     /* no route to the next segment */
     REASON_TOO_BIG,      /* with its encapsulation larger than the link's MTU */
     REASON_HEADROOM,     /* the kernel could not make or remove room for the headers */
+    REASON_NOT_PROBE,    /* for the SID of this host's probes, and none of them */
     REASONS,
 };
 
@@ -69,7 +72,7 @@ struct settings {
     __u64 block_mask; /* ... and which of them count */
     __u64 locator;    /* first 64 bits of the host's locator */
     __u32 is_virtual; /* whether a fabric interface is a veth, whose packets come straight from another TCP */
-    __u32 unused;
+    __u32 device;     /* interface of the services: what is sent from here is routed as if it came from there */
 };
 
 /* sids[address]: what a SID of this host stands for. */
@@ -88,6 +91,9 @@ struct service {
     union address wire; /* the service address, as on the wire */
     __u32 index;         /* of its counters in `traffic` */
     __u32 kind;
+    __u16 generation;  /* at a head-end: of its path */
+    __u16 has_return;  /* whether `returns` has a way for its answers */
+    __u32 unused;
 };
 
 /* traffic[index]: what went through a SID; per CPU. */
@@ -105,9 +111,10 @@ struct flow_key {
 } __attribute__((packed));
 
 struct flow {
-    __u64 path;      /* key in `paths`; the only field that a path change writes, in one store */
+    __u64 path;      /* key in `paths`; what a path change writes, in one store */
     __u64 last_seen; /* nanoseconds, as CLOCK_MONOTONIC_COARSE */
-    __u32 finished;  /* bit `way`: a FIN was seen; FINISHED_RESET: a RST */
+    __u16 finished;  /* bit `way`: a FIN was seen; FINISHED_RESET: a RST */
+    __be16 tag;      /* of the path, for a look without finding it; written after `path` */
     __u32 index;     /* of the SID's counters in `traffic` */
     __u64 packets[4], bytes[4];
 };
@@ -143,4 +150,11 @@ struct path {
     struct arrival arrival;
     struct outer forward, backward;
     __u32 forward_count, backward_count; /* segments in the headers; forward, there are none at the sink */
+};
+
+/* returns[service address as this host sees it]: the way of its answers, where it is not that of the flow mirrored. Only
+ * the agent writes here, one entry now and then, so that no entry is used again while a packet still reads it. */
+struct back {
+    struct outer outer;
+    __u32 count, unused;
 };

@@ -137,9 +137,9 @@ static __always_inline __u64 learn_path(const struct arrival *arrival, const str
  * Generations are serial numbers, as in RFC 1982, but only the last OLD_GENERATIONS of them count as older. No packet is
  * overtaken by so many changes; and a forged or corrupted packet with a generation far ahead does not keep the real
  * ones from teaching again. */
-static __always_inline bool is_older(const struct arrival *arrival, const struct path *known)
+static __always_inline bool is_older(const struct arrival *arrival, __u16 generation)
 {
-    __u16 behind = bpf_ntohs(known->arrival.srh.tag) - bpf_ntohs(arrival->srh.tag);
+    __u16 behind = generation - bpf_ntohs(arrival->srh.tag);
 
     return behind && behind <= OLD_GENERATIONS;
 }

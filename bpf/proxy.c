@@ -3,11 +3,8 @@
  * `ingress` stands at the ingress of the fabric interfaces, `egress` at the egress of the device that the host's routes
  * of services lead to, `edge` at the ingress of all other interfaces. docs/packet-path.md follows a packet through. */
 #include "flow.h"
-
-#define ETH_LEN sizeof(struct ethhdr)
-
-/* BCC declares bpf_redirect_neigh without its second and third argument. */
-static long (*redirect_neigh)(__u32 ifindex, struct bpf_redir_neigh *params, int plen, __u64 flags) = (void *)152;
+#include "overtaken.h"
+#include "turn.h"
 
 static __always_inline bool in_domain(const struct settings *own, const union address *address)
 {
@@ -75,6 +72,7 @@ static __always_inline int forward_in(struct __sk_buff *skb, const struct sid *s
                                       const struct inner *inner, __u32 outer_len)
 {
     bool is_nsf = sid->kind == KIND_NSF, opens = (inner->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+    bool overtaken;
     enum reason reason = REASON_NO_FLOW;
     union address at = arrival->destination;
     struct bpf_sock *sk = 0;
@@ -92,9 +90,12 @@ static __always_inline int forward_in(struct __sk_buff *skb, const struct sid *s
             return drop(reason);
         note_end(flow, inner, IN_FORWARD);
     }
+    overtaken = is_older(arrival, bpf_ntohs(flow->tag));
     count(skb, flow, sid->index, IN_FORWARD);
     if (decapsulate(skb, outer_len, inner, true, sid))
         return drop(REASON_HEADROOM);
+    if (overtaken)
+        hide_timestamps(skb, inner);
     skb->mark = is_nsf ? DELIVER_MARK : 0;
     if (inner->icmp_error)
         return TC_ACT_OK;
@@ -115,31 +116,36 @@ static __always_inline int forward_in(struct __sk_buff *skb, const struct sid *s
     return is_nsf ? deliver_to_listener(skb, &key, &at) : TC_ACT_OK;
 }
 
-static __always_inline int backward_in(struct __sk_buff *skb, const struct sid *sid, const struct inner *inner,
-                                       __u32 outer_len)
+static __always_inline int backward_in(struct __sk_buff *skb, const struct sid *sid, const struct arrival *arrival,
+                                       const struct inner *inner, __u32 outer_len)
 {
     struct flow_key key;
     struct flow *flow;
+    bool overtaken;
 
     make_key(inner, false, &sid->local, &key);
     flow = find_flow(&key);
     if (!flow)
         return drop(REASON_NO_FLOW);
     note_end(flow, inner, IN_BACKWARD);
+    overtaken = is_older(arrival, bpf_ntohs(flow->tag));
     count(skb, flow, sid->index, IN_BACKWARD);
     if (decapsulate(skb, outer_len, inner, false, sid))
         return drop(REASON_HEADROOM);
+    if (overtaken)
+        hide_timestamps(skb, inner);
     skb->mark = DELIVER_MARK; /* for the client's address, which is the NSF's own towards the service */
     return TC_ACT_OK;
 }
 
 /* Replies to what this host's head-end has sent: for any local client, of any chain. */
-static __always_inline int head_in(struct __sk_buff *skb, const struct sid *sid, const struct inner *inner,
-                                   __u32 outer_len)
+static __always_inline int head_in(struct __sk_buff *skb, const struct sid *sid, const struct arrival *arrival,
+                                   const struct inner *inner, __u32 outer_len)
 {
     union address from = inner->icmp_error ? inner->about_destination : inner->ip.source;
     struct service *service = services.lookup(&from);
     struct traffic *sum = traffic.lookup((__u32 *)&sid->index);
+    bool overtaken;
 
     if (!service || service->kind != KIND_HEAD)
         return drop(REASON_SERVICE);
@@ -147,9 +153,12 @@ static __always_inline int head_in(struct __sk_buff *skb, const struct sid *sid,
         sum->packets[IN_BACKWARD] += 1;
         sum->bytes[IN_BACKWARD] += skb->len;
     }
+    overtaken = is_older(arrival, service->generation);
     if (bpf_skb_adjust_room(skb, -(__s32)outer_len, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
         return drop(REASON_HEADROOM);
     prevent_coalescing(skb, inner, outer_len);
+    if (overtaken)
+        hide_timestamps(skb, inner);
     return TC_ACT_OK;
 }
 
@@ -162,7 +171,8 @@ static __always_inline bool is_cut(struct __sk_buff *skb, __u32 payload_len, __u
     return payload_len < needed || skb->len < ETH_LEN + sizeof(struct ip6) + needed;
 }
 
-static __always_inline int srv6_in(struct __sk_buff *skb, const struct sid *sid, __u32 payload_len)
+static __always_inline int srv6_in(struct __sk_buff *skb, const struct settings *own, const struct sid *sid,
+                                   __u32 payload_len)
 {
     __u32 zero = 0, srh_len = 0, outer_len;
     struct arrival *arrival = arrivals.lookup(&zero);
@@ -174,6 +184,10 @@ static __always_inline int srv6_in(struct __sk_buff *skb, const struct sid *sid,
     fault = read_arrival(skb, ETH_LEN, arrival, &srh_len);
     if (fault)
         return drop(fault - 1);
+    if (sid->kind == KIND_TURN)
+        return turn(skb, own, arrival);
+    if (sid->kind == KIND_PROBES)
+        return probe_in(skb, own, arrival, sizeof(struct ip6) + srh_len);
     if (sid->kind == KIND_NSF && !arrival->srh.segments_left)
         return drop(REASON_SL_ZERO);
     if (sid->kind != KIND_NSF && arrival->srh.segments_left)
@@ -185,11 +199,11 @@ static __always_inline int srv6_in(struct __sk_buff *skb, const struct sid *sid,
     if (is_cut(skb, payload_len, srh_len, &inner))
         return drop(REASON_TRUNCATED);
     if (sid->kind == KIND_HEAD)
-        return head_in(skb, sid, &inner, outer_len);
+        return head_in(skb, sid, arrival, &inner, outer_len);
     if (is_forward(&inner, &sid->service))
         return forward_in(skb, sid, arrival, &inner, outer_len);
     if (sid->kind == KIND_NSF && is_backward(&inner, &sid->service))
-        return backward_in(skb, sid, &inner, outer_len);
+        return backward_in(skb, sid, arrival, &inner, outer_len);
     return drop(REASON_SERVICE);
 }
 
@@ -212,7 +226,7 @@ int ingress(struct __sk_buff *skb)
     destination = ip.destination;
     sid = sids.lookup(&destination);
     if (ip.next_header == NEXT_ROUTING)
-        return sid ? srv6_in(skb, sid, bpf_ntohs(ip.payload_len)) : drop(REASON_UNKNOWN_SID);
+        return sid ? srv6_in(skb, own, sid, bpf_ntohs(ip.payload_len)) : drop(REASON_UNKNOWN_SID);
     if (!sid)
         return TC_ACT_OK; /* the host's own address */
     if (ip.next_header == NEXT_ICMPV6 && !bpf_skb_load_bytes(skb, ETH_LEN + sizeof(ip), &type, 1) &&
@@ -244,11 +258,8 @@ static __always_inline int encapsulate(struct __sk_buff *skb, const struct outer
 {
     /* Masked, so that the verifier sees the bounds. */
     __u32 len = sizeof(outer->ip) + sizeof(outer->srh) + 16 + 16 * ((segments - 1) & (MAX_SEGMENTS - 1));
-    struct bpf_fib_lookup route = {};
-    struct bpf_redir_neigh next = {};
     __u32 first;
     __be16 payload_len;
-    long found;
 
     if (bpf_skb_adjust_room(skb, len, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 | BPF_F_ADJ_ROOM_FIXED_GSO))
         return drop(REASON_HEADROOM);
@@ -259,25 +270,7 @@ static __always_inline int encapsulate(struct __sk_buff *skb, const struct outer
     payload_len = bpf_htons(skb->len - ETH_LEN - sizeof(struct ip6));
     bpf_skb_store_bytes(skb, ETH_LEN, &first, 4, 0);
     bpf_skb_store_bytes(skb, ETH_LEN + 4, &payload_len, 2, 0);
-
-    route.family = 10; /* AF_INET6 */
-    route.ifindex = skb->ifindex;
-    route.tot_len = skb->gso_size ? 0 : skb->len - ETH_LEN;
-    __builtin_memcpy(route.ipv6_src, &outer->ip.saddr, 16);
-    __builtin_memcpy(route.ipv6_dst, &outer->ip.daddr, 16);
-    found = bpf_fib_lookup(skb, &route, sizeof(route), BPF_FIB_LOOKUP_DIRECT);
-    if (found == BPF_FIB_LKUP_RET_FRAG_NEEDED)
-        return drop(REASON_TOO_BIG);
-    if (found != BPF_FIB_LKUP_RET_SUCCESS && found != BPF_FIB_LKUP_RET_NO_NEIGH)
-        return drop(REASON_NO_ROUTE);
-    /* While the next hop's link-layer address is unknown, the packet waits in the neighbour's queue, and what leaves
-     * the queue is addressed by the packet's own route: that of its inner packet, unless the kernel looks the route up
-     * itself. */
-    if (found == BPF_FIB_LKUP_RET_NO_NEIGH)
-        return redirect_neigh(route.ifindex, 0, 0, 0);
-    next.nh_family = 10;
-    __builtin_memcpy(next.ipv6_nh, route.ipv6_dst, 16);
-    return redirect_neigh(route.ifindex, &next, sizeof(next), 0);
+    return send_on(skb, skb->ifindex, &outer->ip.saddr, &outer->ip.daddr);
 }
 
 /* The services' device, egress: what a chain's sockets on this host send. */
@@ -289,6 +282,7 @@ int egress(struct __sk_buff *skb)
     struct inner inner;
     struct flow *flow;
     struct path *path;
+    struct back *back;
     bool forward;
     __u64 number;
     int fault;
@@ -321,6 +315,11 @@ int egress(struct __sk_buff *skb)
     note_end(flow, &inner, forward ? OUT_FORWARD : OUT_BACKWARD);
     count(skb, flow, service->index, forward ? OUT_FORWARD : OUT_BACKWARD);
     exchange_service(skb, ETH_LEN, &inner, forward, forward ? &destination : &source, &service->wire);
+    if (!forward && service->has_return) {
+        back = returns.lookup(&source);
+        if (back)
+            return encapsulate(skb, &back->outer, back->count);
+    }
     return forward ? encapsulate(skb, &path->forward, path->forward_count)
                    : encapsulate(skb, &path->backward, path->backward_count);
 }

@@ -57,6 +57,8 @@ class Testbed:
     hosts: tuple[TestbedHost, ...]
     routers: tuple[tuple[str, str], ...]
     """Name and network namespace of each plane's router."""
+    locators: tuple[str, ...] = ()
+    """Of the hosts, in their order."""
 
 
 def build(name: str, domain: DomainPlan, settings: TestbedConfig) -> Testbed:
@@ -132,7 +134,8 @@ def _lay_out(name: str, domain: DomainPlan) -> Testbed:
         TestbedHost(host.name, _netns(name, host.name), f"10.66.{index // 200}.{10 + index % 200}", interfaces)
         for index, host in enumerate(domain.hosts)
     )
-    return Testbed(name, hosts, tuple((router.name, _netns(name, router.name)) for router in domain.routers))
+    routers = tuple((router.name, _netns(name, router.name)) for router in domain.routers)
+    return Testbed(name, hosts, routers, tuple(str(host.locator) for host in domain.hosts))
 
 
 def _wire(testbed: Testbed, domain: DomainPlan, settings: TestbedConfig) -> None:

@@ -5,6 +5,8 @@ Everything is derived from one /48 block and counts nodes and chains. With the d
     fd00:6d73:6c:2::/64          the host's locator
     fd00:6d73:6c:2::1            the host itself
     fd00:6d73:6c:2:2::           End.DT6: takes the outer header off what comes back to a head-end
+    fd00:6d73:6c:2:3::           End: where probes of other hosts turn
+    fd00:6d73:6c:2:4::           where the host's own probes end
     fd00:6d73:6c:2:101:1::       chain 1, hop 1: an NSF
     fd00:6d73:6c:ffff:1::100     the service address of chain 1
 """
@@ -30,6 +32,10 @@ END = 0x1
 """Function of a router's SID: End, a waypoint."""
 DECAP = 0x2
 """Function of a host's own SID: End.DT6, where a head-end's replies end."""
+TURN = 0x3
+"""Function of a host's own SID: End, where probes turn."""
+PROBES = 0x4
+"""Function of a host's own SID: where its probes end."""
 FIRST_CHAIN = 0x100
 """Functions from here on are of chain (function - FIRST_CHAIN)."""
 FIRST_ROUTER = 0xF00
@@ -84,6 +90,16 @@ def end_sid(router: Locator) -> Sid:
 def decap_sid(host: Locator) -> Sid:
     """SID of a host's End.DT6; the outer source address of what its head-end sends."""
     return _sid(host, DECAP, 0)
+
+
+def turn_sid(host: Locator) -> Sid:
+    """SID of a host's End: a probe that another host sends passes it on its way back."""
+    return _sid(host, TURN, 0)
+
+
+def probes_sid(host: Locator) -> Sid:
+    """SID at which a host's own probes end."""
+    return _sid(host, PROBES, 0)
 
 
 def chain_sid(host: Locator, chain: int, hop: int) -> Sid:

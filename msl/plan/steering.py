@@ -20,6 +20,8 @@ from msl.plan.addressing import (
     node_address,
     overhead,
     overlap,
+    probes_sid,
+    turn_sid,
 )
 from msl.plan.layout import Place
 
@@ -40,6 +42,16 @@ class SrHost:
     def decap(self) -> Sid:
         """SID at which the replies to its head-end arrive."""
         return decap_sid(self.locator)
+
+    @property
+    def turn(self) -> Sid:
+        """SID at which probes of other hosts turn."""
+        return turn_sid(self.locator)
+
+    @property
+    def probes(self) -> Sid:
+        """SID at which the host's own probes end."""
+        return probes_sid(self.locator)
 
 
 @dataclass(frozen=True)

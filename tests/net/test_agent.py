@@ -11,6 +11,7 @@ import pytest
 from msl.errors import NetworkError
 from msl.net.sfc import proxy, sysctl
 from msl.net.sfc.agent import HostAgent
+from msl.net.sfc.layout import Kind
 from tests.net.chain import Chains, lay, running
 
 pytestmark = pytest.mark.root
@@ -66,7 +67,8 @@ def test_a_chain_that_is_removed_leaves_the_host_as_it_was() -> None:
             chain.load(3, 10_000).finish(20)
         assert {host: state_of(chains.netns(host)) for host in chains.agents} == before
         for agent in chains.agents.values():
-            assert [entry.kind for _, entry in agent.proxy.table("sids").items()] == [3]
+            kinds = sorted(entry.kind for _, entry in agent.proxy.table("sids").items())
+            assert kinds == [Kind.HEAD, Kind.TURN, Kind.PROBES]
             assert not list(agent.proxy.table("services"))
             assert not list(agent.proxy.table("flows"))
 

@@ -15,7 +15,7 @@ NO_PULL = ("proxy.c", "bpf_skb_pull_data(skb, headers + 1);", "(void)headers;")
 # Another size for each segment makes the receiver reckon its ratio more often, and so meet a bad one sooner.
 LOOSE_GSO = ("proxy.c", " | BPF_F_ADJ_ROOM_FIXED_GSO", "")
 LOOSE_GSO_IN = ("proxy.c", "BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO", "BPF_ADJ_ROOM_MAC, 0")
-NO_LOOKUP = ("proxy.c", "if (found == BPF_FIB_LKUP_RET_NO_NEIGH)\n        return", "if (0)\n        return")
+NO_LOOKUP = ("send.h", "if (found == BPF_FIB_LKUP_RET_NO_NEIGH)\n        return", "if (0)\n        return")
 CONNECTIONS, PARALLEL, NUM_BYTES = 400, 8, 2 << 20
 """Enough for one of the receivers to coalesce its first full-size segments."""
 STALL_S = 4.0

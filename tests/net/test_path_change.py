@@ -9,12 +9,15 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
 from msl.config import TestbedConfig
 from msl.net.sfc.fabric import SfcFabric
+from msl.net.sfc.path import set_return
 from msl.plan.addressing import SegmentList
+from msl.plan.paths import return_segments
 from tests.net.chain import Chains, OpenChain, lay, path, running
 from tests.net.nodes import received_bytes
 
@@ -122,3 +125,25 @@ def _send_back(listener: socket.socket) -> None:
 
 def _received_by_hosts(chain: OpenChain, interface: str) -> int:
     return sum(received_bytes(host.netns, interface) for host in chain.chains.bed.hosts)
+
+
+def test_answers_change_to_a_way_of_their_own_and_back_without_a_stall(chain: OpenChain) -> None:
+    load = chain.load(0, 10**8, parallel=4)
+    time.sleep(1)
+    chain.steer(path(DOMAIN, PLAN, "r1"))
+    generation = 1
+    before = _received_by_hosts(chain, "fab2")
+    for index in range(20):
+        generation += 1
+        for hop, stop in enumerate(PLAN.stops):
+            agent = chain.chains.agents[stop.host]
+            back = return_segments(PLAN, DOMAIN, hop, ("r2",)) if index % 2 == 0 else None
+            chain.chains.inside(stop.host, partial(set_return, agent, PLAN.number, hop, back, generation))
+        chain.steer(path(DOMAIN, PLAN, "r1"))
+        time.sleep(0.1)
+        load.reports()
+    moved = _received_by_hosts(chain, "fab2") - before
+    load.end_input()
+    reports = load.finish(60)
+    assert moved > 10**7, "the answers went through the other plane"
+    assert max(max(report["forward_gap_s"], report["backward_gap_s"]) for report in reports) < STALL_S

@@ -37,6 +37,7 @@ pytestmark = pytest.mark.root
 FOREIGN = IPv6Address("2001:db8::1")
 BEFORE, SID, BEHIND = MIDDLE.sids
 DECAP = DOMAIN.host(HERE).decap
+PROBES = DOMAIN.host(HERE).probes
 OWN_ADDRESS = DOMAIN.host(HERE).address
 SRH = srh(MIDDLE.sids, 1)
 INNER = tcp(AT_MIDDLE.ends, SYN)
@@ -149,6 +150,7 @@ INGRESS = [
     Case("sl_zero", "the path ends at an NSF", along((BEFORE, SID))),
     Case("sl_left", "the path goes on behind the sink", along((*LAST.sids, R1), AT_LAST.ends, LAST.sids[-1])),
     Case("sl_left", "the path goes on behind the head-end", along((R1, DECAP, R2), mirrored(AT_MIDDLE.ends), DECAP)),
+    Case("not_probe", "TCP where the host's own probes end", along((R1, PROBES), AT_MIDDLE.ends, PROBES)),
     *(Case("not_ipv6", f"next header {kind}", to_sid(srh(MIDDLE.sids, 1, next_header=kind))) for kind in (0, 4, 6, 17)),
     *(Case("not_ipv6", f"next header {kind}", to_sid(srh(MIDDLE.sids, 1, next_header=kind))) for kind in (44, 58, 59)),
     Case("not_ipv6", "an SRH behind the SRH", to_sid(srh(MIDDLE.sids, 1, next_header=ROUTING) + SRH)),

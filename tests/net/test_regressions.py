@@ -20,11 +20,12 @@ _, CROSSING = lay(("n2", "n1"), number=2)
 CHANGES = 40
 SECONDS = 60
 
+OLDER = "is_older(arrival, bpf_ntohs(known->arrival.srh.tag))"
 REWRITING = (
     # Not compared first ...
     ("flow.h", "struct path *known;\n    __u64 number;\n\n    if (flow) {", "__u64 number;\n\n    if (flow) {"),
     ("flow.h", "        known = paths.lookup(&number);\n", ""),
-    ("flow.h", "if (known && (same_arrival(arrival, &known->arrival) || is_older(arrival, known)))", "if (0)"),
+    ("flow.h", f"if (known && (same_arrival(arrival, &known->arrival) || {OLDER}))", "if (0)"),
     ("path.h", "    if (known)\n        return same_arrival(arrival, &known->arrival) ? number : 0;\n", ""),
     # ... but written in place, by each packet.
     ("path.h", "__u64 number = hash_arrival(arrival);", "__u64 number = sid->service.low;"),
@@ -36,17 +37,6 @@ REWRITING = (
     ("path.h", "return known && same_arrival(arrival, &known->arrival) ? number : 0;", "return known ? number : 0;"),
 )
 REFLECTION = (
-    (
-        "proxy.c",
-        "return backward_in(skb, sid, &inner, outer_len);",
-        "return backward_in(skb, sid, arrival, &inner, outer_len);",
-    ),
-    (
-        "proxy.c",
-        "backward_in(struct __sk_buff *skb, const struct sid *sid, const struct inner *inner,",
-        "backward_in(struct __sk_buff *skb, const struct sid *sid, const struct arrival *arrival,\n"
-        "                                       const struct inner *inner,",
-    ),
     (
         "proxy.c",
         "    note_end(flow, inner, IN_BACKWARD);\n",

@@ -17,7 +17,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from msl.errors import NetworkError
-from msl.net.sfc import device, layout, routes
+from msl.net.sfc import device, layout, path, routes
 from msl.net.sfc.device import DEVICE, DEVICE_END
 from msl.net.sfc.proxy import Attachment, Proxy, detach_all, egress_of, ingress_of, interface_index, is_attached
 from msl.net.sfc.sweep import Sweeper
@@ -124,7 +124,7 @@ class HostAgent:
             if chain.source == self.host.name:
                 self._add_service(chain.service, chain.service, layout.Kind.HEAD)
                 if chain.service not in {head.service for head in routes.head_ends(netlink)}:
-                    self._set_path(netlink, chain.service, chain.segments, 0)
+                    self.set_path(chain.service, chain.segments, 0)
             self.chains[chain.number] = chain
             undo.pop_all()
 
@@ -149,7 +149,7 @@ class HostAgent:
             for address, kind in strange:
                 self._remove_service(netlink, address, kind)
         for key, entry in self.proxy.table("sids").items():
-            if entry.kind != layout.Kind.HEAD and key.ip not in known:
+            if entry.kind in (layout.Kind.NSF, layout.Kind.SINK) and key.ip not in known:
                 self.proxy.table("sids").remove(key)
         return len(strange)
 
@@ -161,30 +161,8 @@ class HostAgent:
                 self._remove_chain(netlink, chain)
 
     def steer(self, number: int, segments: SegmentList) -> int:
-        """At the source's host: change a chain's path from the next packet on.
-
-        Returns:
-            The generation of the new path.
-
-        Raises:
-            NetworkError: the chain does not begin here, or the list does not pass its NSFs.
-        """
-        chain = self.chains.get(number)
-        if chain is None or chain.source != self.host.name:
-            raise NetworkError(f"host {self.host.name}: chain {number} does not begin here")
-        if tuple(sid for sid in segments if sid in chain.sids) != chain.sids or segments[-1] != chain.sids[-1]:
-            wanted = ", ".join(map(str, chain.sids))
-            raise NetworkError(f"chain {number}: a path must pass the SIDs {wanted} in this order and end there")
-        if len(segments) > self.domain.max_segments:
-            raise NetworkError(
-                f"chain {number}: a path of {len(segments)} segments is longer than sr.max_segments"
-                f" ({self.domain.max_segments})"
-            )
-        with IPRoute() as netlink:
-            before = next(head for head in routes.head_ends(netlink) if head.service == chain.service)
-            generation = (before.generation + 1) & 0xFFFF
-            self._set_path(netlink, chain.service, segments, generation)
-        return generation
+        """At the source's host: change a chain's path from the next packet on; see `msl.net.sfc.path.change`."""
+        return path.change(self, number, segments)
 
     def sweep(self) -> int:
         """Forget flows that are over; returns how many went."""
@@ -225,7 +203,7 @@ class HostAgent:
         return places
 
     def _set_kernel(self, netlink: IPRoute, index: int) -> None:
-        device.change_settings(netlink, self.host.decap)
+        device.change_settings(netlink, self.host.decap, self.interfaces)
         if not netlink.get_addr(family=socket.AF_INET6, address=str(self.host.address)):
             netlink.addr("add", index=index, address=str(self.host.address), prefixlen=128, flags=0x02)  # no DAD
         routes.add_delivery(netlink)
@@ -239,12 +217,18 @@ class HostAgent:
             block_mask=_high(block.netmask),
             locator=_high(self.host.locator[0]),
             is_virtual=any(_is_veth(netlink, name) for name in self.interfaces),
+            device=interface_index(netlink, DEVICE),
         )
         self.proxy.table("settings").put(ctypes.c_uint32(0), settings)
-        decap = layout.Address.of(self.host.decap)
-        if self.proxy.table("sids").get(decap) is None:
-            entry = layout.SidEntry(kind=layout.Kind.HEAD, index=self._free_index())
-            self.proxy.table("sids").put(decap, entry)
+        own = {
+            self.host.decap: layout.Kind.HEAD,
+            self.host.turn: layout.Kind.TURN,
+            self.host.probes: layout.Kind.PROBES,
+        }
+        for sid, kind in own.items():
+            if self.proxy.table("sids").get(layout.Address.of(sid)) is None:
+                entry = layout.SidEntry(kind=kind, index=self._free_index())
+                self.proxy.table("sids").put(layout.Address.of(sid), entry)
 
     def _add_stop(self, netlink: IPRoute, device_index: int, chain: ChainPlan, stop: Stop) -> None:
         kind = layout.Kind.SINK if stop is chain.stops[-1] else layout.Kind.NSF
@@ -289,9 +273,15 @@ class HostAgent:
         traffic.put(ctypes.c_uint32(index), traffic.zero())
         return index
 
-    def _set_path(self, netlink: IPRoute, service: IPv6Address, segments: SegmentList, generation: int) -> None:
-        head = routes.HeadEnd(service, segments, generation)
-        routes.set_head_end(netlink, head, interface_index(netlink, DEVICE), self._inner_mtu, self.host.address)
+    def set_path(self, service: IPv6Address, segments: SegmentList, generation: int) -> None:
+        """Lead what this host sends to a service along a segment list."""
+        with IPRoute() as netlink:
+            head = routes.HeadEnd(service, segments, generation)
+            routes.set_head_end(netlink, head, interface_index(netlink, DEVICE), self._inner_mtu, self.host.address)
+        entry = self.proxy.table("services").get(layout.Address.of(service))
+        if entry is not None:
+            entry.generation = generation
+            self.proxy.table("services").put(layout.Address.of(service), entry)
 
     def _remove_chain(self, netlink: IPRoute, chain: ChainPlan) -> None:
         for stop in chain.stops:
@@ -312,6 +302,7 @@ class HostAgent:
                 index = interface_index(netlink, DEVICE)
                 netlink.addr("del", index=index, address=str(address), prefixlen=128)
         self.proxy.table("services").remove(layout.Address.of(address))
+        self.proxy.table("returns").remove(layout.Address.of(address))
         for name in ("flows", "embryos"):
             table = self.proxy.table(name)
             for key in table:

@@ -7,6 +7,7 @@ host without its segment list.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from ipaddress import IPv6Address
 
 from pyroute2 import IPRoute
@@ -20,6 +21,8 @@ DEVICE = "msl0"
 DEVICE_END = "msl0-end"
 _LARGEST_PACKET = 65_536
 _TUNNEL_SOURCE = "tunsrc"
+_PATIENCE = "~"
+"""Stands in the alias before an interface's name and its `retrans_time_ms`."""
 _MARK = "msl "
 """How the device's alias begins; behind it stand the settings as they were."""
 
@@ -45,14 +48,24 @@ def make(netlink: IPRoute, mtu: int, overhead: int) -> int:
     return index
 
 
-def change_settings(netlink: IPRoute, tunnel_source: Sid) -> None:
-    """Set what the fabric needs. What was there is kept in the device's alias, where it lasts as long as the change."""
+def change_settings(netlink: IPRoute, tunnel_source: Sid, interfaces: Sequence[str]) -> None:
+    """Set what the fabric needs. What was there is kept in the device's alias, where it lasts as long as the change.
+
+    Args:
+        netlink: of this host.
+        tunnel_source: outer source address of what the head-end sends.
+        interfaces: to the SR domain.
+    """
     index = interface_index(netlink, DEVICE)
     if not _alias(netlink, index).startswith(_MARK):
         before = {name: sysctl.read(name) for name in sysctl.WANTED} | {_TUNNEL_SOURCE: str(get_tunnel_source())}
+        # In short: an alias has 255 characters at most.
+        before |= {f"{_PATIENCE}{name}": sysctl.read(sysctl.patience_of(name)) for name in interfaces}
         netlink.link("set", index=index, ifalias=_MARK + ";".join(f"{k}={v}" for k, v in before.items()))
     for name, value in sysctl.WANTED.items():
         sysctl.write(name, value)
+    for name in interfaces:
+        sysctl.write(sysctl.patience_of(name), sysctl.PATIENCE_MS)
     set_tunnel_source(tunnel_source)
 
 
@@ -67,6 +80,9 @@ def remove(netlink: IPRoute) -> list[str]:
         for name, value in (entry.split("=", 1) for entry in alias.removeprefix(_MARK).split(";")):
             if name == _TUNNEL_SOURCE:
                 set_tunnel_source(Sid(IPv6Address(value)))
+            elif name.startswith(_PATIENCE):
+                with contextlib.suppress(FileNotFoundError):  # the interface is gone
+                    sysctl.write(sysctl.patience_of(name.removeprefix(_PATIENCE)), value)
             else:
                 sysctl.write(name, value)
             done.append(f"{name} = {value}")

@@ -19,6 +19,8 @@ class Kind(IntEnum):
     NSF = 1
     SINK = 2
     HEAD = 3
+    TURN = 4
+    PROBES = 5
 
 
 class Way(IntEnum):
@@ -52,6 +54,7 @@ REASONS = {
     "no_route": "no route to the next segment",
     "too_big": "with its encapsulation larger than the link's MTU",
     "headroom": "the kernel could not make or remove room for the headers",
+    "not_probe": "for the SID at which the host's own probes end, and none of them",
 }
 """Why a packet was dropped, in the order of `enum reason`, and what that means."""
 
@@ -83,7 +86,7 @@ class Settings(ctypes.Structure):
         ("block_mask", ctypes.c_uint64),
         ("locator", ctypes.c_uint64),
         ("is_virtual", ctypes.c_uint32),
-        ("unused", ctypes.c_uint32),
+        ("device", ctypes.c_uint32),
     )
 
 
@@ -104,7 +107,14 @@ class SidEntry(ctypes.Structure):
 class ServiceEntry(ctypes.Structure):
     """`struct service`."""
 
-    _fields_ = (("wire", Address), ("index", ctypes.c_uint32), ("kind", ctypes.c_uint32))
+    _fields_ = (
+        ("wire", Address),
+        ("index", ctypes.c_uint32),
+        ("kind", ctypes.c_uint32),
+        ("generation", ctypes.c_uint16),
+        ("has_return", ctypes.c_uint16),
+        ("unused", ctypes.c_uint32),
+    )
 
 
 class Traffic(ctypes.Structure):
@@ -142,11 +152,17 @@ class FlowEntry(ctypes.Structure):
     _fields_ = (
         ("path", ctypes.c_uint64),
         ("last_seen", ctypes.c_uint64),
-        ("finished", ctypes.c_uint32),
+        ("finished", ctypes.c_uint16),
+        ("tag", ctypes.c_uint16),
         ("index", ctypes.c_uint32),
         ("packets", ctypes.c_uint64 * 4),
         ("bytes", ctypes.c_uint64 * 4),
     )
+
+    @property
+    def generation(self) -> int:
+        """Of the path that it has learnt last."""
+        return socket.ntohs(self.tag)
 
 
 class Srh(ctypes.Structure):
@@ -195,3 +211,9 @@ class PathEntry(ctypes.Structure):
         ("forward_count", ctypes.c_uint32),
         ("backward_count", ctypes.c_uint32),
     )
+
+
+class Back(ctypes.Structure):
+    """`struct back`."""
+
+    _fields_ = (("outer", Outer), ("count", ctypes.c_uint32), ("unused", ctypes.c_uint32))

@@ -35,11 +35,12 @@ _TABLES: Mapping[str, tuple[type[Any], type[Any]]] = {
     "flows": (layout.FlowKey, layout.FlowEntry),
     "embryos": (layout.FlowKey, layout.FlowEntry),
     "paths": (ctypes.c_uint64, layout.PathEntry),
+    "returns": (layout.Address, layout.Back),
     "drops": (ctypes.c_uint32, per_cpu(ctypes.c_uint64)),
     "traffic": (ctypes.c_uint32, per_cpu(layout.Traffic)),
 }
 
-_INHERITED = ("paths", "sids", "services", "flows", "embryos")
+_INHERITED = ("paths", "sids", "returns", "services", "flows", "embryos")
 
 
 def source_folder() -> Path:

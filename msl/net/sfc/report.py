@@ -12,6 +12,7 @@ from pyroute2 import IPRoute
 
 from msl.net.sfc import layout, routes
 from msl.net.sfc.proxy import interface_index
+from msl.net.sfc.routes import interface_to
 
 if TYPE_CHECKING:
     from msl.net.sfc.agent import HostAgent
@@ -31,6 +32,8 @@ class LinkReport:
     bytes_out: int
     drops: int
     """Packets that the interface or its queue dropped."""
+    routers: tuple[str, ...] = ()
+    """Of the domain, that are reached over it."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,24 @@ class PathReport:
     service: str
     segments: tuple[str, ...]
     generation: int
+
+
+@dataclass(frozen=True)
+class ChangeReport:
+    """A change of a chain's path."""
+
+    at: float
+    """When, in seconds since the epoch."""
+    by: str
+    """`hand`, or the controller."""
+    before: str
+    """The path, in words."""
+    after: str
+    reason: str
+    first_packet_ms: float | None
+    """From the change until a packet took the new way; None if none came and the hops were told."""
+    took_ms: float
+    """From the decision until every hop had the new path."""
 
 
 @dataclass(frozen=True)
@@ -86,14 +107,27 @@ class HostReport:
     num_embryos: int
     drops: Mapping[str, int]
     """Packets that the proxy dropped, by reason."""
+    changes: Mapping[int, tuple[ChangeReport, ...]]
+    """Of the paths of chains that begin here, by chain."""
+    controllers: Mapping[int, str]
+    """Who steers them."""
 
 
-def report_of(agent: HostAgent) -> HostReport:
-    """Ask the kernel how a host is."""
+def report_of(
+    agent: HostAgent, changes: Mapping[int, tuple[ChangeReport, ...]], controllers: Mapping[int, str]
+) -> HostReport:
+    """Ask the kernel how a host is.
+
+    Args:
+        agent: of the host.
+        changes: of paths, as they were noted down.
+        controllers: of chains.
+    """
     proxy = agent.proxy
     flows = list(proxy.table("flows").items())
     with IPRoute() as netlink:
-        links = tuple(_link(netlink, name) for name in agent.interfaces)
+        behind = _routers_behind(netlink, agent)
+        links = tuple(_link(netlink, name, behind.get(name, ())) for name in agent.interfaces)
         paths = tuple(
             PathReport(str(head.service), tuple(map(str, head.segments)), head.generation)
             for head in routes.head_ends(netlink)
@@ -110,10 +144,12 @@ def report_of(agent: HostAgent) -> HostReport:
         num_flows=len(flows),
         num_embryos=len(proxy.table("embryos").keys()),
         drops=proxy.drops(),
+        changes=changes,
+        controllers=controllers,
     )
 
 
-def _link(netlink: IPRoute, name: str) -> LinkReport:
+def _link(netlink: IPRoute, name: str, routers: tuple[str, ...]) -> LinkReport:
     index = interface_index(netlink, name)
     link = netlink.link("get", index=index)[0]
     counts = link.get_attr("IFLA_STATS64")
@@ -125,7 +161,18 @@ def _link(netlink: IPRoute, name: str) -> LinkReport:
         bytes_in=counts["rx_bytes"],
         bytes_out=counts["tx_bytes"],
         drops=counts["rx_dropped"] + counts["tx_dropped"] + dropped,
+        routers=routers,
     )
+
+
+def _routers_behind(netlink: IPRoute, agent: HostAgent) -> dict[str, tuple[str, ...]]:
+    """Routers that the host's routes reach over each of its interfaces."""
+    names = {interface_index(netlink, name): name for name in agent.interfaces}
+    found: dict[str, tuple[str, ...]] = {}
+    for router in agent.domain.routers:
+        name = names.get(interface_to(netlink, router.sid), "")
+        found[name] = (*found.get(name, ()), router.name)
+    return found
 
 
 def _shaper(netlink: IPRoute, index: int) -> tuple[float | None, int]:
@@ -142,6 +189,8 @@ def _shaper(netlink: IPRoute, index: int) -> tuple[float | None, int]:
 def _sids(agent: HostAgent) -> list[SidReport]:
     found = []
     for key, entry in agent.proxy.table("sids").items():
+        if entry.kind in (layout.Kind.TURN, layout.Kind.PROBES):
+            continue
         traffic = agent.proxy.traffic(entry.index)
         chain = str(entry.service) if entry.kind != layout.Kind.HEAD else "all"
         kind = layout.Kind(entry.kind).name.lower()

@@ -138,6 +138,15 @@ def head_ends(netlink: IPRoute) -> Iterator[HeadEnd]:
         yield HeadEnd(IPv6Address(route.get_attr("RTA_DST")), segments, socket.ntohs(srh["reserved"]))
 
 
+def interface_to(netlink: IPRoute, address: IPv6Address) -> int:
+    """Index of the interface over which the host's routes lead to an address; 0 if none does."""
+    try:
+        found = list(netlink.route("get", family=socket.AF_INET6, dst=str(address)))
+    except NetlinkError:
+        return 0
+    return int(found[0].get_attr("RTA_OIF") or 0) if found else 0
+
+
 def remove_all(netlink: IPRoute) -> int:
     """Remove all our rules and routes; returns how many."""
     removed = 0

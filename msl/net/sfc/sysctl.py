@@ -12,6 +12,18 @@ WANTED = {
     "net/ipv4/tcp_tw_reuse": "1",
 }
 
+PATIENCE_MS = "50"
+"""Between two solicitations of a neighbour, of which there are three.
+
+What waits for a neighbour that is gone is thrown away only after the last of them. Until then TCP does not send it
+again over another way: its own copy is still in use. By default that takes three seconds.
+"""
+
+
+def patience_of(interface: str) -> str:
+    """The setting of an interface that has the time between two solicitations."""
+    return f"net/ipv6/neigh/{interface}/retrans_time_ms"
+
 
 def read(name: str) -> str:
     """Present value of a setting, e.g. `net/ipv4/tcp_tw_reuse`."""
