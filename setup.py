@@ -17,7 +17,7 @@ def read_version() -> str:
 
 EXTRAS = {
     "examples": ["scikit-learn", "pillow"],  # the digits data set; image files
-    "bench": ["matplotlib"],
+    "bench": ["matplotlib", "scipy"],
     "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "types-PyYAML", "types-psutil"],
 }
 
@@ -44,6 +44,7 @@ setup(
         "safetensors",
         "numpy",
         "psutil",
+        "networkx",
     ],
     extras_require={**EXTRAS, "all": sorted({package for extra in EXTRAS.values() for package in extra})},
     entry_points={"console_scripts": ["msl = msl.cli:main"]},

@@ -1,6 +1,6 @@
 """What was asked for: the frozen configuration of a job, and how it is read and checked."""
 
-from msl.config.load import load_config, to_yaml
+from msl.config.load import from_yaml, load_config, to_yaml
 from msl.config.schema import (
     ChainConfig,
     CheckpointConfig,
@@ -19,6 +19,7 @@ from msl.config.schema import (
     TrainConfig,
 )
 from msl.config.serving import ServeConfig
+from msl.config.steering import SteeringConfig
 
 __all__ = [
     "ChainConfig",
@@ -34,9 +35,11 @@ __all__ = [
     "ServeConfig",
     "SplitConfig",
     "SrConfig",
+    "SteeringConfig",
     "TestbedConfig",
     "TimeoutConfig",
     "TrainConfig",
+    "from_yaml",
     "load_config",
     "to_yaml",
 ]

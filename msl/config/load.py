@@ -51,6 +51,18 @@ def to_yaml(config: Config) -> str:
     return dump_yaml(config.model_dump())
 
 
+def from_yaml(text: str) -> Config:
+    """A configuration as `to_yaml` wrote it.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        return Config.model_validate(parse_yaml(text))
+    except ValidationError as error:
+        raise ConfigError("; ".join(text for _, text in word(error.errors(), Config))) from None
+
+
 class _Override(NamedTuple):
     text: str
     keys: tuple[str, ...]

@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from msl.config.serving import ServeConfig
+from msl.config.steering import SteeringConfig
 from msl.config.values import Frozen, Name, Seconds
 
 _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -128,6 +129,10 @@ class RouterConfig(Frozen):
     """The router's name in this file."""
     sid: str
     """SID of its End function, to be a waypoint of paths."""
+    links: tuple[Name, ...] = ()
+    """Routers that it has a link to, so that ways through both are found."""
+    rate_mbit: Annotated[int, Field(strict=True, ge=1, le=10_000_000)] = 10_000
+    """What each of these links carries."""
 
     @field_validator("sid")
     @classmethod
@@ -297,6 +302,8 @@ class Config(Frozen):
     segment lists through transparent proxies; it needs root. `auto` takes `sfc` where it can, and says which."""
     sr: SrConfig = SrConfig()
     """Fabric `sfc`: addresses and path."""
+    steering: SteeringConfig = SteeringConfig()
+    """Fabric `sfc`: how the path changes while the chain runs."""
     testbed: TestbedConfig = TestbedConfig()
     """Fabric `sfc` on the built-in cluster: the network between the hosts."""
     max_frame_mb: Annotated[int, Field(strict=True, ge=1, le=65_536)] = 512

@@ -17,16 +17,17 @@ LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "config": set(),
     "plan": {"config"},
-    "net": {"config", "plan"},
+    "steering": {"config", "plan"},
+    "net": {"config", "plan", "steering"},
     "client": {"config", "plan", "net"},
     "models": {"config", "plan", "net"},
     "data": {"config", "plan", "net"},
     # Not models: a model comes by its import path, so that users' own are no different from ours.
     "pipeline": {"config", "plan", "net", "client", "data"},
-    "metrics": {"config", "plan", "net", "pipeline"},
-    "actors": {"config", "plan", "net", "models", "data", "pipeline", "metrics", "client"},
-    "bench": {"config", "plan", "net", "models", "data", "pipeline", "metrics", "actors", "client"},
-    "cli": {"config", "plan", "net", "models", "data", "pipeline", "metrics", "actors", "bench", "client"},
+    "metrics": {"config", "plan", "steering", "net", "pipeline"},
+    "actors": {"config", "plan", "steering", "net", "models", "data", "pipeline", "metrics", "client"},
+    "bench": {"config", "plan", "steering", "net", "models", "data", "pipeline", "metrics", "actors", "client"},
+    "cli": {"config", "plan", "steering", "net", "models", "data", "pipeline", "metrics", "actors", "bench", "client"},
     "__main__": {"cli"},
 }
 LIBRARIES: dict[str, set[str]] = {
