@@ -44,7 +44,7 @@ def curves(
         sides: which lines.
         axes: what the x and the y axis show.
     """
-    figure, plot = _figure(4.2, axes)
+    chart, plot = figure(4.2, axes)
     for side in sides:
         spreads = [spread(values(samples, case, side)) for case in positions]
         x = list(positions.values())
@@ -56,7 +56,7 @@ def curves(
     plot.minorticks_off()
     plot.yaxis.set_major_formatter("{x:g}")
     plot.legend(fontsize=8)
-    _save(figure, path)
+    save(chart, path)
 
 
 def rounds(path: Path, samples: Sequence[Sample], sides: Sequence[str], axes: tuple[str, str]) -> None:
@@ -68,14 +68,14 @@ def rounds(path: Path, samples: Sequence[Sample], sides: Sequence[str], axes: tu
         sides: which lines.
         axes: what the x and the y axis show.
     """
-    figure, plot = _figure(3.4, axes)
+    chart, plot = figure(3.4, axes)
     for side in sides:
         own = [sample for sample in samples if sample.side == side]
         plot.plot([s.round for s in own], [s.value for s in own], marker="o", markersize=4, label=side)
     plot.set_ylim(bottom=0)
     plot.xaxis.get_major_locator().set_params(integer=True)
     plot.legend(fontsize=8)
-    _save(figure, path)
+    save(chart, path)
 
 
 def bars(path: Path, groups: Mapping[str, Mapping[str, Sequence[float]]], axes: tuple[str, str]) -> None:
@@ -86,7 +86,7 @@ def bars(path: Path, groups: Mapping[str, Mapping[str, Sequence[float]]], axes: 
         groups: label of each group to the values of each side; the same sides in all groups.
         axes: what the x and the y axis show.
     """
-    figure, plot = _figure(3.8, axes)
+    chart, plot = figure(3.8, axes)
     sides = list(next(iter(groups.values())))
     width = 0.8 / len(sides)
     for index, side in enumerate(sides):
@@ -100,19 +100,21 @@ def bars(path: Path, groups: Mapping[str, Mapping[str, Sequence[float]]], axes: 
     plot.set_axisbelow(True)
     plot.margins(y=0.15)  # room for the legend
     plot.legend(fontsize=8)
-    _save(figure, path)
+    save(chart, path)
 
 
-def _figure(height_in: float, axes: tuple[str, str]) -> tuple[Any, Any]:
+def figure(height_in: float, axes: tuple[str, str]) -> tuple[Any, Any]:
+    """An empty chart of so many inches height, and its plot."""
     from matplotlib.figure import Figure  # not pyplot: it would look for a display
 
-    figure = Figure(figsize=(_WIDTH_IN, height_in), dpi=_DPI, layout="constrained")
-    plot = figure.subplots()
+    chart = Figure(figsize=(_WIDTH_IN, height_in), dpi=_DPI, layout="constrained")
+    plot = chart.subplots()
     plot.set_xlabel(axes[0])
     plot.set_ylabel(axes[1])
     plot.grid(alpha=0.3)
-    return figure, plot
+    return chart, plot
 
 
-def _save(figure: Any, path: Path) -> None:
-    figure.savefig(path)
+def save(chart: Any, path: Path) -> None:
+    """Write a chart into a PNG file."""
+    chart.savefig(path)

@@ -31,6 +31,7 @@ def bench() -> None:
       msl bench fabric --config configs/resnet.yaml
       msl bench msi --config configs/resnet.yaml
       msl bench msl --config configs/resnet.yaml
+      msl bench steer --config configs/resnet.yaml
 
     Close what else uses the machine, and ask for more rounds where the spread is wide.
     """
@@ -219,6 +220,53 @@ def learning(
     numbers = parse_numbers("--batches", batches, 65_536), parse_numbers("--stages", stages, 16)
     wanted = Wanted(*numbers, rounds, steps)
     _run("msl", out, lambda folder: run_learning(config, wanted, folder, _command(), line))
+
+
+@bench.command("steer")
+@config_options(required=False)
+@bench_options(rounds=5)
+@click.option(
+    "--only",
+    default="scale,stall,failover,congestion,price",
+    show_default=True,
+    help="The parts to measure.",
+)
+@click.option(
+    "--changes", type=click.IntRange(min=2), default=200, show_default=True, help="Changes of the path, for stall."
+)
+@click.option(
+    "--steps", type=click.IntRange(min=1), default=4, show_default=True, help="Training steps in a round, for price."
+)
+@click.option("--links", default="10,100,1000,10000", show_default=True, help="Links of a topology, for scale.")
+@click.option("--chains", default="1,10,100,1000", show_default=True, help="Chains in it, for scale.")
+def steering(
+    config_path: Path | None,
+    overrides: tuple[str, ...],
+    only: str,
+    changes: int,
+    steps: int,
+    links: str,
+    chains: str,
+    rounds: int,
+    out: Path | None,
+) -> None:
+    """What changes of path, congestion and failures do to a running chain.
+
+    Builds a testbed for the hosts of the config (configs/resnet.yaml by default) with two planes. The pause of a full
+    stream at changes of path (stall), the time without progress when a plane fails (failover), training steps under
+    cross-traffic with and without steering (congestion), what the controller costs (price), and the decision alone on
+    generated topologies against a linear programme (scale). Needs root, but for scale.
+
+    summary.json has recovered_over_uncongested, steps_lost, stall_p99_ms, failover_s and control_on_over_off.
+    """
+    config = load_config(config_path or Path("configs/resnet.yaml"), overrides)
+    from msl.bench.options import parse_numbers, parse_parts
+    from msl.bench.steer.benchmark import PARTS, Wanted
+    from msl.bench.steer.benchmark import run as run_steer
+
+    sizes = parse_numbers("--links", links, 100_000), parse_numbers("--chains", chains, 10_000)
+    wanted = Wanted(parse_parts(only, PARTS), rounds, changes, steps, *sizes)
+    _run("steer", out, lambda folder: run_steer(config, wanted, folder, _command(), line))
 
 
 def _run(name: str, out: Path | None, measure: Callable[[Path], object]) -> None:
