@@ -13,100 +13,20 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from msl.actors.agent_service import AgentService
 from msl.actors.cluster import Session
 from msl.config import Config
 from msl.errors import ClusterError, MslError, NetworkError
-from msl.net.sfc.agent import HostAgent
-from msl.net.sfc.report import HostReport, report_of
+from msl.net.sfc.report import HostReport
 from msl.plan import ChainPlan, DomainPlan, Place, lay_chain, lay_domain
-from msl.plan.addressing import MAX_CHAINS, SegmentList
+from msl.plan.addressing import MAX_CHAINS
 
 log = logging.getLogger(__name__)
 
 NAMESPACE = "msl"
 """Ray namespace in which the agents have their names."""
-_SWEEP_S = 1.0
-_LEASE_S = 60.0
-"""A chain whose driver has not been heard of for so long is removed."""
 _RENEW_S = 5.0
 _CALL_S = 20.0
-
-
-class AgentService:
-    """A `HostAgent` that sweeps by itself and removes chains whose driver is gone; for a Ray actor.
-
-    Args: as `HostAgent`'s.
-    """
-
-    def __init__(self, domain: DomainPlan, host: str, interfaces: tuple[str, ...], mtu: int | None) -> None:
-        self._agent = HostAgent(domain, host, interfaces, mtu)
-        self._lock = threading.Lock()
-        self._leases: dict[int, float] = {}
-        self.done = self._agent.apply()
-        threading.Thread(target=self._sweep, name="msl-sweep", daemon=True).start()
-
-    def ready(self) -> str:
-        """What was done when the agent started."""
-        return self.done
-
-    def chains(self) -> dict[int, ChainPlan]:
-        """Chains that pass this host, by number."""
-        with self._lock:
-            return dict(self._agent.chains)
-
-    def add_chain(self, chain: ChainPlan) -> None:
-        """Make this host's part of a chain."""
-        with self._lock:
-            self._agent.add_chain(chain)
-            self._leases[chain.number] = time.monotonic()
-
-    def remove_chain(self, number: int) -> None:
-        """Undo it."""
-        with self._lock:
-            self._leases.pop(number, None)
-            self._agent.remove_chain(number)
-
-    def renew(self, chain: ChainPlan) -> HostReport:
-        """The chain's driver lives; tells how the host is. An agent that was restarted gets to know its chain."""
-        with self._lock:
-            if chain.number not in self._leases:
-                self._agent.add_chain(chain)
-            self._leases[chain.number] = time.monotonic()
-            return report_of(self._agent)
-
-    def report(self) -> HostReport:
-        """How the host is."""
-        with self._lock:
-            return report_of(self._agent)
-
-    def steer(self, number: int, segments: SegmentList) -> int:
-        """Change the path of a chain that begins here."""
-        with self._lock:
-            return self._agent.steer(number, segments)
-
-    def undo(self) -> list[str]:
-        """Remove all that was made on this host."""
-        with self._lock:
-            self._leases.clear()
-            return self._agent.undo()
-
-    def _sweep(self) -> None:
-        begin = time.monotonic()
-        while True:
-            time.sleep(_SWEEP_S)
-            with self._lock:
-                try:
-                    self._agent.sweep()
-                    if begin and time.monotonic() - begin > _LEASE_S:
-                        begin = 0.0
-                        self._agent.remove_strangers()
-                    for number, renewed in list(self._leases.items()):
-                        if time.monotonic() - renewed > _LEASE_S:
-                            log.warning("chain %d: its driver is gone; removed", number)
-                            del self._leases[number]
-                            self._agent.remove_chain(number)
-                except Exception:
-                    log.exception("host %s: the sweep failed; tried again", self._agent.host.name)
 
 
 AgentActor = ray.remote(AgentService)
@@ -140,6 +60,14 @@ class Agents:
         asked = {host: getattr(actor, method).remote(*arguments) for host, actor in chosen.items()}
         deadline = time.monotonic() + _CALL_S
         return {host: _answer(host, it, max(0.1, deadline - time.monotonic())) for host, it in asked.items()}
+
+    def begin(self, method: str, host: str, *arguments: Any) -> Any:
+        """Call a method of one agent, and do not wait; `finish` does."""
+        return getattr(self._actors[host], method).remote(*arguments)
+
+    def finish(self, host: str, reference: Any) -> Any:
+        """The answer to `begin`; raises as `call` does."""
+        return _answer(host, reference, _CALL_S)
 
     def open_chain(self, config: Config, places: Sequence[Place]) -> ChainPlan:
         """Set a chain up on all hosts, under the first number that is free."""
@@ -235,7 +163,7 @@ def start_agents(config: Config, session: Session, hosts: Sequence[str]) -> Agen
             lifetime="detached",
             get_if_exists=True,
             num_cpus=0,
-            max_concurrency=4,
+            max_concurrency=12,  # observers wait in their calls
             max_restarts=-1,
             scheduling_strategy=NodeAffinitySchedulingStrategy(session.nodes[host.name].node_id, soft=False),
         ).remote(domain, host.name, interfaces[host.name], mtus.get(host.name))
@@ -254,6 +182,8 @@ def steered_chain(
     watch: Callable[[HostReport], None] = lambda _report: None,
 ) -> Iterator[ChainPlan | None]:
     """The job's chain through the SR domain, set up and leased while the body runs; None with the fabric `direct`.
+
+    Its path stays as it is; `msl.actors.steered.steering` has it change.
 
     Args:
         config: the job's configuration.

@@ -122,6 +122,16 @@ def connected(cluster: local.LocalCluster) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def connected_to(config: Config) -> Iterator[None]:
+    """This process as a driver of the existing cluster that a configuration names."""
+    address = config.cluster.address
+    assert address is not None
+    _check_reachable(address, config.timeouts.connect_s)
+    with _driver(address, None, config):
+        yield
+
+
+@contextlib.contextmanager
 def _driver(address: str, cluster: local.LocalCluster | None, config: Config | None) -> Iterator[None]:
     options: dict[str, Any] = {}
     if cluster is not None:

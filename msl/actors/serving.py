@@ -12,14 +12,17 @@ from typing import Any, Protocol
 from msl.actors import services
 from msl.actors.agents import steered_chain
 from msl.actors.cluster import session
+from msl.actors.controller import Watcher
 from msl.actors.job import prepare
 from msl.actors.network import Network
 from msl.actors.resume import newest_checkpoint
 from msl.actors.service_chain import ServiceChain, serving
 from msl.actors.service_probe import Prober
 from msl.actors.services import ServiceRecord
+from msl.actors.steered import steering
 from msl.config import Config
 from msl.metrics.service import ServiceBoard
+from msl.metrics.steering import SteeringLog
 from msl.net.sfc.report import HostReport
 from msl.pipeline.checkpoint import load
 from msl.pipeline.serving.counters import compare
@@ -75,12 +78,20 @@ def serve(config: Config, checkpoint: Path, observer: Observer, network: Network
         record = services.record_of(config.name, plan, cluster, chain.endpoint, path)
         stack.callback(services.withdraw, config.name)
         services.publish(record)
+        log = SteeringLog()
+        stack.enter_context(steering(config, cluster, steered, None, Watcher(observer.say, log.reading, log.changed)))
         observer.ready(record, first.total_ns / 1e6)
-        _watch(chain, prober, board, observer, config.name, hosts)
+        _watch(chain, prober, board, observer, config.name, hosts, log)
 
 
 def _watch(
-    chain: ServiceChain, prober: Prober, board: ServiceBoard, observer: Observer, name: str, hosts: list[HostReport]
+    chain: ServiceChain,
+    prober: Prober,
+    board: ServiceBoard,
+    observer: Observer,
+    name: str,
+    hosts: list[HostReport],
+    log: SteeringLog,
 ) -> None:
     """Look after a service; ends with an error or an interrupt."""
     begin = time.monotonic()
@@ -97,6 +108,7 @@ def _watch(
         board.figures(second, figures)
         while hosts:
             board.host(second, hosts.pop(0))
+        board.steering(second, log)
         if time.monotonic() - probed > _PROBE_S:
             probed = time.monotonic()
             board.trace(second, prober.probe())

@@ -13,13 +13,16 @@ from msl.actors import services
 from msl.actors.agents import steered_chain
 from msl.actors.chain import Chain, running
 from msl.actors.cluster import Session, session
+from msl.actors.controller import Watcher
 from msl.actors.gate import check_inputs
 from msl.actors.job import Job, prepare
 from msl.actors.member import Report
 from msl.actors.network import Network
 from msl.actors.resume import changes, newest_checkpoint
+from msl.actors.steered import steering
 from msl.config import Config, to_yaml
 from msl.errors import ConfigError, MslError
+from msl.metrics.steering import SteeringLog
 from msl.metrics.summary import summarize, write_json
 from msl.metrics.tensorboard import TensorBoard
 from msl.net.sfc.report import HostReport
@@ -35,6 +38,7 @@ CONFIG = "config.yaml"
 SUMMARY = "summary.json"
 PLACEMENT = "placement.json"
 TRACEBACK = "traceback.txt"
+TELEMETRY = "telemetry.jsonl"
 
 
 class Observer(Protocol):
@@ -69,6 +73,7 @@ class _Run:
     step: int
     fabric_events: list[HostReport]
     """What the host agents told since the last look, with the fabric `sfc`."""
+    steering: SteeringLog = field(default_factory=SteeringLog)
     step_ms: list[float] = field(default_factory=list)
     samples: int = 0
     training_s: float = 0.0
@@ -82,11 +87,14 @@ class _Run:
                 self.observer.step(record)
                 while self.fabric_events:
                     self.board.host(record.step, self.fabric_events.pop(0))
+                self.steering.write(self.board, record.step)
 
     def write_summary(self, completed: bool, error: str | None = None) -> dict[str, Any]:
         """Write summary.json, and return it."""
         rate = self.samples / self.training_s if self.training_s else None
         document = summarize(self.plan, self.history, self.step, self.step_ms, rate, completed)
+        if self.plan.steered is not None:
+            document["path_changes"] = self.steering.documents()
         if error is not None:
             document["error"] = error
         write_json(self.folder / SUMMARY, document)
@@ -136,6 +144,7 @@ def train(
                 try:
                     if serve:
                         stack.enter_context(_served(run, chain, cluster))
+                    stack.enter_context(steering(config, cluster, steered, folder, _watcher(run)))
                     _train_epochs(run, chain, job, progress.epoch)
                     chain.end()
                 except MslError:
@@ -149,6 +158,11 @@ def train(
         finally:
             board.close()
         return run.write_summary(True)
+
+
+def _watcher(run: _Run) -> Watcher:
+    recording = run.folder / TELEMETRY if run.config.steering.record else None
+    return Watcher(run.observer.say, run.steering.reading, run.steering.changed, recording)
 
 
 @contextlib.contextmanager

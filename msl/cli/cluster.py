@@ -43,16 +43,22 @@ def up(config_path: Path, overrides: tuple[str, ...]) -> None:
 
 
 @click.command()
+@click.argument("run", required=False)
 @config_options(required=False)
 @click.option("--watch", is_flag=True, help="Show it again every second or two, until Ctrl-C.")
-def status(config_path: Path | None, overrides: tuple[str, ...], watch: bool) -> None:
+def status(run: str | None, config_path: Path | None, overrides: tuple[str, ...], watch: bool) -> None:
     """Show the services and the hosts of the running cluster, what runs on them, and its SR domain.
 
+    With RUN (a run's folder or a job's name) it is the cluster that this run has brought up for itself.
+
     Of a service: requests per second and latencies. With the fabric sfc: chains with their segment lists, SIDs and
-    their traffic, links with their rates, flows, and the packets that the proxies dropped, with the reasons.
+    their traffic, changes of path and why, links with their rates, flows, and the packets that the proxies dropped.
     """
-    name = _name(config_path, overrides)
-    from msl.actors import local, services
+    from msl.actors import local, runs, services
+
+    name = runs.find(run).cluster if run is not None else _name(config_path, overrides)
+    if run is not None and not name:
+        raise ClusterError(f"{run}: runs on an existing Ray cluster; 'msl steer' and 'msl topology' show its chain")
     from msl.actors.network import join_network
     from msl.cli.services import show_services
 

@@ -15,6 +15,7 @@ from msl.cli.console import error_line
 from msl.cli.doctor import doctor
 from msl.cli.infer import infer
 from msl.cli.serve import serve
+from msl.cli.steer import steer, topology
 from msl.cli.stop import StopRequestedError
 from msl.cli.train import plan, tensorboard, train
 from msl.errors import MslError
@@ -51,11 +52,12 @@ def main(verbose: bool) -> None:
       msl tensorboard runs/RUN
       msl serve --checkpoint runs/RUN
       msl infer --dataset test
+      msl steer runs/RUN --via r2
     """
     logging.basicConfig(
         level=logging.INFO if verbose else logging.ERROR, format="%(asctime)s %(name)s %(levelname)s: %(message)s"
     )
 
 
-for command in (train, serve, infer, plan, up, status, down, tensorboard, bench, doctor):
+for command in (train, serve, infer, steer, topology, plan, up, status, down, tensorboard, bench, doctor):
     main.add_command(command)

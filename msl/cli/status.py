@@ -5,6 +5,7 @@ from __future__ import annotations
 from ipaddress import IPv6Address
 
 from msl.actors.kept import ClusterStatus, DomainStatus
+from msl.cli.changes import show_changes
 from msl.cli.console import line, table
 from msl.net.sfc.layout import REASONS, Way
 from msl.net.sfc.report import HostReport, LinkReport
@@ -31,6 +32,7 @@ def _show_domain(status: DomainStatus, domain: DomainPlan) -> None:
     names = _names(status.chains, domain)
     reports = list(status.now.values())
     _show_chains(status, names)
+    _show_steering(status)
     _show_sids(reports, names)
     rows = [
         _link_row(report, link, before, report.monotonic_s - status.before[report.host].monotonic_s)
@@ -64,6 +66,16 @@ def _show_chains(status: DomainStatus, names: dict[str, str]) -> None:
         changes = str(path.generation) if path is not None else "-"
         rows.append((str(chain.number), chain.job, f"[{chain.service}]:{chain.port}", chain.source, hops, changes))
     table("chains", ("chain", "job", "service", "source", "segment list", "changes"), rows)
+
+
+def _show_steering(status: DomainStatus) -> None:
+    for chain in status.chains:
+        report = status.now.get(chain.source)
+        if report is None:
+            continue
+        if (controller := report.controllers.get(chain.number)) is not None:
+            line(f"chain {chain.number} is steered by {controller}")
+        show_changes(report.changes.get(chain.number, ()))
 
 
 def _show_sids(reports: list[HostReport], names: dict[str, str]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from msl.metrics.steering import SteeringLog
 from msl.metrics.tensorboard import TensorBoard
 from msl.net.sfc.report import HostReport
 from msl.net.trace import Trace
@@ -19,6 +20,10 @@ class ServiceBoard:
 
     def __init__(self, folder: Path) -> None:
         self._board = TensorBoard(folder)
+
+    def steering(self, second: int, log: SteeringLog) -> None:
+        """What a controller saw and did since the last look."""
+        log.write(self._board, second)
 
     def figures(self, second: int, figures: Mapping[str, Any]) -> None:
         """What each hop did since the last look."""
