@@ -118,7 +118,7 @@ def _train(field_: Field, job: Job, side: str, turn: int, steps: Sequence[int]) 
         congested_s = 0.0
         for phase, count in zip((BEFORE, DURING, AFTER), steps, strict=True):
             if phase == DURING:
-                congestion.enter_context(filled(field_.testbed, agents.domain, RATE_MBIT))
+                congestion.enter_context(filled(field_.testbed, agents.domain))
                 congested_s, course.congested_epoch_s = time.monotonic(), time.time()
             elif phase == AFTER:
                 congestion.close()

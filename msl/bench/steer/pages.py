@@ -152,9 +152,9 @@ def _congestion(courses: Sequence[congestion.Course], command: str, machine: Map
         command,
         machine,
         "congested_step_ms",
-        "Milliseconds of a training step, on links of 200 Mbit/s, before, during and after iperf3 (UDP, both ways"
-        " between pairs of hosts) fills the first plane. A value is the median of a phase's steps; of those during the"
-        " congestion, the ones that began two seconds after it or later.",
+        "Milliseconds of a training step, on links of 200 Mbit/s, before, during and after iperf3 (eight TCP"
+        " connections each way between pairs of hosts) fills the first plane. A value is the median of a phase's steps;"
+        " of those during the congestion, the ones that began two seconds after it or later.",
         _PHASES,
         {
             congestion.STEERED: "with a controller.",
