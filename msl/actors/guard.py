@@ -51,12 +51,13 @@ def main(cluster: str) -> None:
         signal.signal(number, signal.SIG_IGN)
     if sys.stdin.buffer.read():
         return
-    from msl.actors import local  # only now: a guard that has nothing to do costs nothing
+    from msl.actors import local, runs  # only now: a guard that has nothing to do costs nothing
 
     found = local.find(cluster)
     if found is not None and found.keeper:
         local.stop(found)
     local.remove_testbed(cluster)
+    runs.running()  # removes the records of those that are gone
 
 
 if __name__ == "__main__":

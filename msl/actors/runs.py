@@ -46,7 +46,8 @@ class RunRecord:
     def alive(self) -> bool:
         """Whether its process still runs."""
         with contextlib.suppress(psutil.Error):
-            return abs(psutil.Process(self.pid).create_time() - self.started) < 1.0
+            process = psutil.Process(self.pid)
+            return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - self.started) < 1.0
         return False
 
     @property
@@ -71,7 +72,7 @@ def record_of(config: Config, session: Session, chain: ChainPlan, folder: Path |
 @contextlib.contextmanager
 def published(record: RunRecord) -> Iterator[None]:
     """Let others find a chain while the body runs."""
-    folder = _folder()
+    folder = records_folder()
     folder.parent.mkdir(mode=0o700, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
     path = folder / f"{record.pid}-{record.chain}.json"
@@ -82,15 +83,13 @@ def published(record: RunRecord) -> Iterator[None]:
         yield
     finally:
         path.unlink(missing_ok=True)
-        for empty in (folder, folder.parent):
-            with contextlib.suppress(OSError):
-                empty.rmdir()
+        _remove_empty()
 
 
 def running() -> list[RunRecord]:
     """All chains of this user that run; records of those that are gone are removed."""
     found = []
-    for path in sorted(_folder().glob("*.json")):
+    for path in sorted(records_folder().glob("*.json")):
         try:
             record = RunRecord(**json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
@@ -101,6 +100,8 @@ def running() -> list[RunRecord]:
             found.append(record)
         else:
             path.unlink(missing_ok=True)
+    if not found:
+        _remove_empty()
     return found
 
 
@@ -124,5 +125,12 @@ def find(name: str | None) -> RunRecord:
     raise ClusterError(f"several chains are running; name one of them: {names}")
 
 
-def _folder() -> Path:
+def _remove_empty() -> None:
+    for empty in (records_folder(), records_folder().parent):
+        with contextlib.suppress(OSError):
+            empty.rmdir()
+
+
+def records_folder() -> Path:
+    """Where the records lie."""
     return local.home() / "runs"

@@ -103,7 +103,7 @@ def down(config_path: Path | None, overrides: tuple[str, ...]) -> None:
         _clean_hosts(config)
         return
     name = config.cluster.name if config is not None else ClusterConfig().name
-    from msl.actors import local, services
+    from msl.actors import local, runs, services
 
     for record in services.running():
         if config is None or record.name == config.name:
@@ -111,6 +111,7 @@ def down(config_path: Path | None, overrides: tuple[str, ...]) -> None:
             line(f"service {record.name!r} is down" + ("" if ended else "; it had to be killed"))
     for stale in local.stop_stale():
         line(f"removed what the crashed cluster {stale!r} had left behind")
+    runs.running()  # removes the records of those that are gone
     found = local.find(name)
     if found is None and local.remove_testbed(name):
         line(f"removed the testbed {name!r}, which had no cluster")

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import psutil
 import yaml
 
-from msl.actors import services
+from msl.actors import runs, services
 
 T = TypeVar("T")
 
@@ -144,6 +144,8 @@ def abandoned_folders() -> set[Path]:
     folders = set(Path(f"/tmp/msl-{os.getuid()}").glob("*"))
     if services.running():
         folders.discard(services.records_folder())
+    if runs.running():
+        folders.discard(runs.records_folder())
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             command = " ".join(process.cmdline())
@@ -168,7 +170,8 @@ def nothing_left(testbed: str = "e2e-none") -> Iterator[None]:
     yield
     assert namespaces(testbed) == []
     deadline = time.monotonic() + 3.0
-    while (left := marked(before)) and time.monotonic() < deadline:
+    while (marked(before) or abandoned_folders() - folders) and time.monotonic() < deadline:
         time.sleep(0.1)
+    left = marked(before)
     assert not left, [process.cmdline()[:3] for process in left]
-    assert abandoned_folders() <= folders
+    assert abandoned_folders() - folders == set()
