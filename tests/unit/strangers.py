@@ -69,8 +69,8 @@ def undisturbed(modules: Sequence[nn.Module], **settings: Any) -> Iterator[tuple
             until(partial(is_empty, service), f"all is given back: {service.report()}")
             assert service.report().fault is None
             assert service.report().allocated_bytes < 65 * 2**20
-            assert not service._watched
-            assert not service._interest
+            assert not service._poller._watched
+            assert not service._poller._interest
             assert not service._dialogue.starved
     until(lambda: num_fds() == before, f"descriptors: {before} before, {num_fds()} after")
 
