@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 
+from msl.net.measure.links import UNLIMITED_MBIT
 from msl.net.sfc.report import HostReport
 from msl.plan import ChainPlan
 from msl.plan.paths import Path, hops_of
 
-_UNLIMITED_MBIT = 10_000.0
 _WIDTH, _MARGIN = 190, 110
 _ROW = 170
 _FORWARD, _BACKWARD = "#c0392b", "#2471a3"
@@ -44,7 +44,7 @@ def loads_between(before: Mapping[str, HostReport], now: Mapping[str, HostReport
                 found[host, router] = Load(
                     (link.bytes_out - was.bytes_out) * 8e-6 / seconds,
                     (link.bytes_in - was.bytes_in) * 8e-6 / seconds,
-                    link.rate_mbit or _UNLIMITED_MBIT,
+                    link.rate_mbit or UNLIMITED_MBIT,
                 )
     return found
 

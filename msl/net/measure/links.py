@@ -19,7 +19,8 @@ from pyroute2 import IPRoute
 
 from msl.net.measure.netlink import dump, walk
 from msl.net.sfc.proxy import interface_index
-from msl.net.sfc.routes import interface_to
+from msl.net.sfc.report import shaper_of
+from msl.net.sfc.routes import interface_to, routers_behind
 from msl.steering.readings import LinkReading
 
 UNLIMITED_MBIT = 10_000.0
@@ -124,17 +125,13 @@ class Links:
         if not all(self._is_up(name) for name in self._links):
             return
         names = {link.index: name for name, link in self._links.items()}
-        behind: dict[str, list[str]] = {name: [] for name in self._links}
         with IPRoute() as netlink:
-            for router, sid in self.routers.items():
-                through = names.get(interface_to(netlink, sid))
-                if through is not None:
-                    behind[through].append(router)
+            behind = routers_behind(netlink, tuple(self._links), self.routers)
             for name, link in self._links.items():
-                link.routers = tuple(behind[name])
+                link.routers = behind[name]
             for peer, address in self.peers.items():
                 through = names.get(interface_to(netlink, address))
-                routers = behind.get(through, []) if through is not None else []
+                routers = behind[through] if through is not None else ()
                 self.defaults[peer] = routers[0] if len(routers) == 1 else None
 
     def readings(self) -> tuple[LinkReading, ...]:
@@ -174,10 +171,6 @@ def _counters() -> dict[str, tuple[int, int, int]]:
 
 
 def _rate(netlink: IPRoute, name: str) -> float:
-    """Of the link's shaper, else of its hardware, in Mbit/s."""
-    for queue in netlink.get_qdiscs(index=interface_index(netlink, name)):
-        if queue.get_attr("TCA_KIND") == "tbf":
-            options = queue.get_attr("TCA_OPTIONS")
-            rate = options.get_attr("TCA_TBF_RATE64") or options.get_attr("TCA_TBF_PARMS")["rate"]
-            return float(rate * 8 / 1e6)
-    return UNLIMITED_MBIT
+    """Of the link's shaper, in Mbit/s."""
+    rate_mbit, _ = shaper_of(netlink, interface_index(netlink, name))
+    return UNLIMITED_MBIT if rate_mbit is None else rate_mbit

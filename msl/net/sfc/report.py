@@ -12,7 +12,7 @@ from pyroute2 import IPRoute
 
 from msl.net.sfc import layout, routes
 from msl.net.sfc.proxy import interface_index
-from msl.net.sfc.routes import interface_to
+from msl.net.sfc.routes import routers_behind
 
 if TYPE_CHECKING:
     from msl.net.sfc.agent import HostAgent
@@ -126,8 +126,8 @@ def report_of(
     proxy = agent.proxy
     flows = list(proxy.table("flows").items())
     with IPRoute() as netlink:
-        behind = _routers_behind(netlink, agent)
-        links = tuple(_link(netlink, name, behind.get(name, ())) for name in agent.interfaces)
+        behind = routers_behind(netlink, agent.interfaces, {it.name: it.sid for it in agent.domain.routers})
+        links = tuple(_link(netlink, name, behind[name]) for name in agent.interfaces)
         paths = tuple(
             PathReport(str(head.service), tuple(map(str, head.segments)), head.generation)
             for head in routes.head_ends(netlink)
@@ -153,7 +153,7 @@ def _link(netlink: IPRoute, name: str, routers: tuple[str, ...]) -> LinkReport:
     index = interface_index(netlink, name)
     link = netlink.link("get", index=index)[0]
     counts = link.get_attr("IFLA_STATS64")
-    rate, dropped = _shaper(netlink, index)
+    rate, dropped = shaper_of(netlink, index)
     return LinkReport(
         interface=name,
         mtu=link.get_attr("IFLA_MTU"),
@@ -165,17 +165,7 @@ def _link(netlink: IPRoute, name: str, routers: tuple[str, ...]) -> LinkReport:
     )
 
 
-def _routers_behind(netlink: IPRoute, agent: HostAgent) -> dict[str, tuple[str, ...]]:
-    """Routers that the host's routes reach over each of its interfaces."""
-    names = {interface_index(netlink, name): name for name in agent.interfaces}
-    found: dict[str, tuple[str, ...]] = {}
-    for router in agent.domain.routers:
-        name = names.get(interface_to(netlink, router.sid), "")
-        found[name] = (*found.get(name, ()), router.name)
-    return found
-
-
-def _shaper(netlink: IPRoute, index: int) -> tuple[float | None, int]:
+def shaper_of(netlink: IPRoute, index: int) -> tuple[float | None, int]:
     """Rate of the interface's tbf in Mbit/s, if it has one, and what it dropped."""
     for queue in netlink.get_qdiscs(index=index):
         if queue.get_attr("TCA_KIND") == "tbf":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv6Address
 from typing import Any
@@ -22,6 +22,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from msl.errors import NetworkError
 from msl.net.sfc.layout import DELIVER_MARK
+from msl.net.sfc.proxy import interface_index
 from msl.plan.addressing import SegmentList, Sid, overhead
 
 PROTOCOL = 109
@@ -145,6 +146,25 @@ def interface_to(netlink: IPRoute, address: IPv6Address) -> int:
     except NetlinkError:
         return 0
     return int(found[0].get_attr("RTA_OIF") or 0) if found else 0
+
+
+def routers_behind(
+    netlink: IPRoute, interfaces: Sequence[str], routers: Mapping[str, IPv6Address]
+) -> dict[str, tuple[str, ...]]:
+    """Routers that the host's routes reach over each of its interfaces.
+
+    Args:
+        netlink: of this host.
+        interfaces: their names.
+        routers: SIDs by name.
+    """
+    names = {interface_index(netlink, name): name for name in interfaces}
+    found: dict[str, tuple[str, ...]] = dict.fromkeys(interfaces, ())
+    for router, sid in routers.items():
+        name = names.get(interface_to(netlink, sid))
+        if name is not None:
+            found[name] += (router,)
+    return found
 
 
 def remove_all(netlink: IPRoute) -> int:
